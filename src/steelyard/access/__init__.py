@@ -1,0 +1,1 @@
+"""WHO may call, and how fast: tenants, virtual keys and limits."""

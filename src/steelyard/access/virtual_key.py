@@ -1,0 +1,60 @@
+"""Virtual keys: secrets that we issue. Only a keyed hash of a secret is ever stored."""
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from datetime import datetime
+
+from steelyard.access.tenant import Department
+from steelyard.errors import Refusal
+from steelyard.ids import new_secret
+
+PREFIX = "sk-steelyard-"
+SECRET_CHARACTERS_MAX = 128
+
+
+class KeyMissing(Refusal):
+    """No key was given. Send it as 'Authorization: Bearer sk-steelyard-...'."""
+
+    code = "key_missing"
+
+
+class KeyUnknown(Refusal):
+    """This key is not one of ours. Check for a copying mistake, or ask for a new key."""
+
+    code = "key_unknown"
+
+
+class KeyRevoked(Refusal):
+    """This key was revoked. Ask for a new one."""
+
+    code = "key_revoked"
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualKey:
+    """What a secret stands for: a department, and how much it may ask."""
+
+    id: str
+    name: str
+    department: Department
+    hint: str
+    requests_per_minute: int | None
+    input_tokens_max: int | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+def make_secret() -> str:
+    """A new secret of 256 random bits, recognisable by its prefix."""
+    return PREFIX + new_secret()
+
+
+def hash_secret(secret: str, *, pepper: bytes) -> str:
+    """HMAC-SHA-256, so that a stolen database opens nothing."""
+    return hmac.new(pepper, secret.encode(), hashlib.sha256).hexdigest()
+
+
+def hint_of(secret: str) -> str:
+    """Enough of a secret to recognise it by, and no more."""
+    return f"{secret[: len(PREFIX) + 4]}…{secret[-2:]}"

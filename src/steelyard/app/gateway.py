@@ -1,0 +1,98 @@
+"""Builds the gateway from its parts."""
+
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+import anyio.to_thread
+
+from steelyard.access.rate_limit import RequestRateLimit
+from steelyard.access.store import AccessStore
+from steelyard.access.virtual_key import VirtualKey
+from steelyard.app.stores import open_stores
+from steelyard.billing.hold_desk import HoldDesk
+from steelyard.eventlog.outbox import Outbox
+from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.key_directory import KeyDirectory, KeysByHash
+from steelyard.gateway.model_catalog import ModelCatalog
+from steelyard.gateway.prices import PriceDirectory
+from steelyard.gateway.recovery import resolve_open_holds
+from steelyard.gateway.serve import Gateway
+from steelyard.gateway.snapshot import Snapshot
+from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
+from steelyard.ids import new_id
+from steelyard.pricing.price_book import PriceVersion
+from steelyard.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayParts:
+    """What the gateway's HTTP application serves with."""
+
+    gateway: Gateway
+    keys: KeyDirectory
+    catalog: ModelCatalog
+
+
+@asynccontextmanager
+async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
+    """Build the gateway, resolve what an earlier life left open, and keep it fresh."""
+    stores = await anyio.to_thread.run_sync(lambda: open_stores(settings))
+    source_prefix = f"urn:steelyard:gateway:{settings.gateway_name}:"
+    outbox = Outbox(
+        settings.outbox_dir / f"{settings.gateway_name}.outbox",
+        source=source_prefix + new_id(),
+        bytes_max=settings.outbox_bytes_max,
+    )
+    await anyio.to_thread.run_sync(
+        lambda: resolve_open_holds(
+            stores.books, outbox, source_prefix=source_prefix, clock=stores.clock
+        )
+    )
+    hold_desk = HoldDesk(stores.books)
+    engine = OpenAIHttpUpstream(
+        "engine",
+        settings.engine_address,
+        count_source="engine",
+        connect_timeout_s=settings.upstream_connect_timeout_s,
+        between_bytes_timeout_s=settings.upstream_read_timeout_s,
+        connections_max=settings.upstream_connections_max,
+    )
+    keys = Snapshot[KeysByHash](
+        lambda: _keys_by_hash(stores.access), stores.access.revision, settings.refresh_s
+    )
+    prices = Snapshot[Sequence[PriceVersion]](
+        stores.prices.versions, stores.prices.revision, settings.refresh_s
+    )
+    catalog = ModelCatalog([engine])
+    admission = Admission(
+        catalog=catalog,
+        prices=PriceDirectory(prices, stores.clock),
+        rate_limit=RequestRateLimit(time.monotonic),
+        hold_desk=hold_desk,
+        outbox=outbox,
+        limits=AdmissionLimits(
+            input_tokens_max=settings.input_tokens_max,
+            output_tokens_default=settings.output_tokens_default,
+            requests_per_minute=settings.requests_per_minute,
+        ),
+        clock=stores.clock,
+    )
+    async with engine, anyio.create_task_group() as tasks:
+        await keys.refresh()
+        await prices.refresh()
+        for watch in (keys.watch, prices.watch, catalog.watch):
+            tasks.start_soon(watch)
+        yield GatewayParts(
+            Gateway(admission, outbox, stores.clock), KeyDirectory(keys, stores.pepper), catalog
+        )
+        tasks.cancel_scope.cancel()
+    await anyio.to_thread.run_sync(hold_desk.close)
+    await anyio.to_thread.run_sync(outbox.close)
+    stores.database.close()
+
+
+def _keys_by_hash(access: AccessStore) -> dict[str, VirtualKey]:
+    return {secret_hash: key for key, secret_hash in access.all_keys()}

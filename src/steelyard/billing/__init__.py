@@ -1,0 +1,1 @@
+"""WHEN MONEY MOVES: authorization, settlement, top-ups, statements, verification."""

@@ -1,0 +1,36 @@
+"""How much a request can cost at most, and how much of it a balance affords. Pure."""
+
+from steelyard.metering.usage import INPUT_TEXT, OUTPUT_TEXT
+from steelyard.money import Currency, Money
+from steelyard.pricing.price_book import ModelPrices, PriceNotFound
+
+
+def highest_charge(
+    *, input_tokens: int, output_tokens: int, prices: ModelPrices, currency: Currency
+) -> Money:
+    """No answer within these bounds costs more, whichever meters its tokens turn out to be."""
+    highest_input, highest_output = _highest_rates(prices)
+    return Money(input_tokens * highest_input + output_tokens * highest_output, currency)
+
+
+def affordable_output_tokens(available: Money, *, input_tokens: int, prices: ModelPrices) -> int:
+    """How many tokens of answer the balance pays for, once it has paid for the prompt."""
+    highest_input, highest_output = _highest_rates(prices)
+    left = available.picos - input_tokens * highest_input
+    if left < 0:
+        return 0
+    return left // highest_output if highest_output else 2**31
+
+
+def _highest_rates(prices: ModelPrices) -> tuple[int, int]:
+    return _highest_rate(prices, INPUT_TEXT), _highest_rate(prices, OUTPUT_TEXT)
+
+
+def _highest_rate(prices: ModelPrices, family: str) -> int:
+    if family not in prices.meters:
+        raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {family!r}")
+    return max(
+        price.picos_per_unit
+        for meter, price in prices.meters.items()
+        if meter == family or meter.startswith(f"{family}.")
+    )

@@ -1,0 +1,51 @@
+"""The worker's own rating of an event, from the published bytes of the price book.
+
+It shares no code with the gateway's rating on purpose: the two must agree to the last pico before
+money moves, so that a bug in one of them cannot bill anybody. This one computes with exact
+fractions of the decimal strings as they were published.
+"""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from steelyard.errors import Failure
+from steelyard.metering.usage_event import UsageRecord
+from steelyard.pricing.rating import ChargeLine
+
+PICOS = 10**12
+
+
+class EventNotRateable(Failure):
+    """The event cannot be priced from the price version that it names."""
+
+    code = "event_not_rateable"
+
+
+def rate_record(record: UsageRecord, *, document: Mapping[str, Any]) -> list[ChargeLine]:
+    """Price each meter of the record; raises EventNotRateable rather than leave one out."""
+    if document["currency"] != record.currency:
+        raise EventNotRateable(f"priced in {document['currency']}, booked in {record.currency}")
+    prices = _prices(record.model_served, document["models"])
+    return [
+        _line(meter, count, prices.get(meter)) for meter, count in sorted(record.meters.items())
+    ]
+
+
+def _prices(model: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    exact = [entry for entry in entries if entry["match"] == model]
+    pattern = [entry for entry in entries if fnmatch.fnmatchcase(model, entry["match"])]
+    for entry in exact + pattern:
+        return entry["prices"]
+    raise EventNotRateable(f"the price version does not cover the model {model!r}")
+
+
+def _line(meter: str, count: str, price: Mapping[str, Any] | None) -> ChargeLine:
+    if price is None:
+        raise EventNotRateable(f"the price version does not cover the meter {meter!r}")
+    unit = Fraction(price["amount"]) * PICOS / price["per"]
+    quantity = Fraction(count)
+    if unit.denominator != 1 or quantity.denominator != 1 or quantity < 0:
+        raise EventNotRateable(f"{meter}: {count} units at {price} do not give whole picos")
+    return ChargeLine(meter, quantity.numerator, unit.numerator)

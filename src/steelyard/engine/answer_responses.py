@@ -1,0 +1,121 @@
+"""ASGI responses that follow one sequence, and cancel it when the client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from steelyard.engine.answers import AnswerShape, ChunkWriter, whole_answer
+from steelyard.engine.error_responses import error_body, error_response, json_response
+
+if TYPE_CHECKING:
+    from steelyard.engine.engine import Engine
+    from steelyard.engine.sequence import Delta, Sequence, SequenceRequest
+
+_DONE: Final = b"data: [DONE]\n\n"
+# Proxies would otherwise collect a stream and deliver it in one piece.
+_STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class _AnswerResponse(Response):
+    """Submits a sequence at once, so that a full engine can still refuse it properly."""
+
+    def __init__(self, engine: Engine, request: SequenceRequest, *, shape: AnswerShape) -> None:
+        super().__init__()
+        loop = asyncio.get_running_loop()
+        # One delta a token is the most there can be, and a last one for a failure.
+        self._deltas: asyncio.Queue[Delta] = asyncio.Queue(request.max_tokens + 1)
+
+        def deliver(delta: Delta) -> None:
+            loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+
+        self._engine = engine
+        self._sequence: Sequence = engine.submit(request, deliver=deliver)
+        self._shape = shape
+        self._extra_headers = {"X-Request-Id": request.request_id}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+                await self._answer(scope, receive, send)
+                tasks.cancel_scope.cancel()
+        finally:
+            self._engine.cancel(self._sequence)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise NotImplementedError
+
+    async def _each_delta(self) -> AsyncIterator[Delta]:
+        while True:
+            delta = await self._deltas.get()
+            yield delta
+            if delta.end is not None:
+                return
+
+
+class WholeAnswer(_AnswerResponse):
+    """One JSON body when the sequence has ended."""
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        deltas = [delta async for delta in self._each_delta()]
+        failure = deltas[-1].failure
+        if failure is not None:
+            response = error_response(failure, headers=self._extra_headers)
+        else:
+            body = whole_answer(self._shape, deltas)
+            response = json_response(body, headers=self._extra_headers)
+        await response(scope, receive, send)
+
+
+class StreamedAnswer(_AnswerResponse):
+    """Server-sent events, one or more for each step of the sequence."""
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        writer = ChunkWriter(self._shape)
+        has_begun = False
+        async for delta in self._each_delta():
+            if not has_begun and delta.failure is not None:
+                response = error_response(delta.failure, headers=self._extra_headers)
+                await response(scope, receive, send)
+                return
+            if not has_begun:
+                has_begun = True
+                await self._begin(send)
+            await _send_part(send, self._write(writer, delta))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        # Headers wait for the first delta: until then a failure still gets its own status.
+        headers = _STREAM_HEADERS | self._extra_headers
+        start = Response(headers=headers, media_type="text/event-stream")
+        del start.headers["content-length"]
+        await send({"type": "http.response.start", "status": 200, "headers": start.raw_headers})
+
+    def _write(self, writer: ChunkWriter, delta: Delta) -> bytes:
+        if delta.failure is not None:
+            # Without [DONE], so that nobody takes half an answer for a whole one.
+            return _event(error_body(delta.failure))
+        events = b"".join(_event(chunk) for chunk in writer.chunks(delta))
+        return events if delta.end is None else events + _DONE
+
+
+async def _send_part(send: Send, part: bytes) -> None:
+    if part:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+
+
+async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"

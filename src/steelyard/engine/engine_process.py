@@ -1,0 +1,200 @@
+"""The engine process: listens at once, loads beside, ends on SIGTERM when its answers are done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+import uvicorn
+import uvloop
+
+from steelyard.clock import SystemClock
+from steelyard.engine.http_server import Serving, build_app
+from steelyard.engine.model_source import SMOLLM2, ModelKind, ModelSource, find_model_source
+from steelyard.errors import Failure, SteelyardError
+from steelyard.listening import listen
+
+if TYPE_CHECKING:
+    from steelyard.engine.engine import Engine
+
+_log = structlog.get_logger()
+
+
+class EnginePackagesMissing(Failure):
+    """The engine's packages are not installed; run: pip install 'steelyard[engine]'"""
+
+    code = "engine_packages_missing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """Everything that can be chosen about an engine process."""
+
+    model: str = SMOLLM2
+    models_dir: Path = Path(".steelyard/models")
+    model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8100
+    device: str = "auto"
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    max_batch_size: int = 8
+    max_waiting: int = 64
+    prefill_tokens_per_step: int = 256
+    threads: int | None = None
+    request_log: Path | None = None
+    body_bytes_max: int = 4 * 1024 * 1024
+    shutdown_grace_s: int = 30
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.port <= 65535, self.port
+        assert self.max_batch_size >= 1, self.max_batch_size
+        assert self.max_waiting >= 0, self.max_waiting
+        assert self.prefill_tokens_per_step >= 1, self.prefill_tokens_per_step
+        assert self.threads is None or self.threads >= 1, self.threads
+        assert self.max_model_len is None or self.max_model_len >= 2, self.max_model_len
+
+
+def run_engine(options: EngineOptions) -> int:
+    """Serve until told to stop; the exit status, after one clear line when something failed."""
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    try:
+        source = find_model_source(options.model)
+        _prepare_environment(source)
+        process = _EngineProcess(options, source)
+        process.serve()
+    except SteelyardError as error:
+        sys.stderr.write(f"steelyard engine: {error} [{error.code}]\n")
+        return 1
+    if process.is_still_loading:
+        # The interpreter must not shut down below a thread that is inside torch: it would crash.
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
+
+
+def _prepare_environment(source: ModelSource) -> None:
+    # Read when torch is imported. Spinning OpenMP threads starve whatever shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if source.kind is not ModelKind.HUB:
+        # Some loaders ask the hub about a model even when all its files are here.
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        # Only the hub's downloads need their bars; conversion reports by log lines.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+class _EngineProcess:
+    """One listening socket, one loading thread, one engine."""
+
+    def __init__(self, options: EngineOptions, source: ModelSource) -> None:
+        self._options = options
+        self._source = source
+        self._serving = Serving(body_bytes_max=options.body_bytes_max)
+        self._failure: BaseException | None = None
+        self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
+        config = uvicorn.Config(
+            build_app(self._serving),
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=options.shutdown_grace_s,
+        )
+        self._server = _Server(config)
+
+    @property
+    def is_still_loading(self) -> bool:
+        return self._loading.is_alive()
+
+    def serve(self) -> None:
+        """Listen until a signal, or until loading has failed."""
+        self._server.take_signals()
+        listener = listen(self._options.host, self._options.port, setting="--port")
+        host, port = listener.getsockname()[:2]
+        _log.info("engine.listening", url=f"http://{host}:{port}", model=self._options.model)
+        self._loading.start()
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._server.serve(sockets=[listener]))
+        if self._serving.engine is not None:
+            self._serving.engine.stop()
+        if self._failure is not None:
+            raise self._failure
+
+    def _load(self) -> None:
+        try:
+            self._serving.engine = _start_engine(self._options, self._source)
+        except BaseException as error:
+            self._failure = error
+            self._server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn raises SIGTERM again after it has stopped, which would hide our exit status."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    def take_signals(self) -> None:
+        """End on SIGTERM and SIGINT, even on one that comes before the event loop runs."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.handle_exit)
+
+
+def _start_engine(options: EngineOptions, source: ModelSource) -> Engine:
+    _import_torch(threads=options.threads)
+    from steelyard.engine.engine import Engine
+    from steelyard.engine.model_loading import LoadingChoices, load_model
+    from steelyard.engine.request_log import RequestLog
+    from steelyard.engine.warm_up import warm_up
+
+    choices = LoadingChoices(
+        models_dir=options.models_dir,
+        name=options.model_name,
+        device=options.device,
+        dtype=options.dtype,
+        max_model_len=options.max_model_len,
+    )
+    model = load_model(source, choices, progress=_report_progress)
+    log = None
+    if options.request_log is not None:
+        log = RequestLog(options.request_log, model=model.name, clock=SystemClock())
+    engine = Engine(
+        model,
+        max_batch_size=options.max_batch_size,
+        max_waiting=options.max_waiting,
+        prefill_tokens_per_step=options.prefill_tokens_per_step,
+        request_log=log,
+    )
+    engine.start()
+    warm_up(engine)
+    _log.info("engine.ready", model=model.name, device=str(model.device), dtype=model.dtype)
+    return engine
+
+
+def _import_torch(*, threads: int | None) -> None:
+    try:
+        import torch
+
+        importlib.import_module("transformers")
+    except ImportError as error:
+        raise EnginePackagesMissing from error
+    # Measured on two cores: small float32 products are up to twice as fast on one thread as on
+    # two, and the gateway needs the other core. On larger machines half the cores are the rest.
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // 2))
+
+
+def _report_progress(what: str) -> None:
+    _log.info("engine.loading", progress=what)

@@ -1,0 +1,182 @@
+"""The HTTP edge: routes, bodies and request ids. It imports torch only through a loaded engine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from anyio import CapacityLimiter
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from steelyard.clock import unix_seconds
+from steelyard.engine.error_responses import (
+    bug_response,
+    error_response,
+    http_exception_response,
+    json_response,
+)
+from steelyard.engine.refusals import BodyTooLarge, EngineLoading, EngineStopped
+from steelyard.engine.wire import (
+    ChatBody,
+    CompletionBody,
+    TokenizeBody,
+    check_generation,
+    decode_body,
+)
+from steelyard.errors import SteelyardError
+from steelyard.ids import new_id
+
+if TYPE_CHECKING:
+    from steelyard.engine.engine import Engine
+
+# What a proxy or a log may safely carry.
+_REQUEST_ID: Final = re.compile(r"[!-~]{1,200}")
+_TOKENIZER_THREADS: Final = 2
+Endpoint = Callable[[Request], Awaitable[Response]]
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Serving:
+    """What the edge knows of the engine: nothing while the model loads, then the engine."""
+
+    body_bytes_max: int
+    engine: Engine | None = None
+    created: int = field(default_factory=unix_seconds)
+
+    def ready_engine(self) -> Engine:
+        """The engine, once it can answer."""
+        if self.engine is None:
+            raise EngineLoading
+        if not self.engine.is_alive:
+            raise EngineStopped
+        return self.engine
+
+
+def build_app(serving: Serving) -> Starlette:
+    """The engine's HTTP application."""
+    edge = _Edge(serving)
+    routes = [
+        Route("/health", edge.health),
+        Route("/stats", _guard(edge.stats)),
+        Route("/v1/models", _guard(edge.models)),
+        Route("/tokenize", _guard(edge.tokenize), methods=["POST"]),
+        Route("/v1/chat/completions", _guard(edge.chat), methods=["POST"]),
+        Route("/v1/completions", _guard(edge.completions), methods=["POST"]),
+    ]
+    handlers = {HTTPException: http_exception_response, Exception: bug_response}
+    return Starlette(routes=routes, exception_handlers=handlers)
+
+
+class _Edge:
+    """One method for each route."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._limiter = CapacityLimiter(_TOKENIZER_THREADS)
+
+    async def health(self, _request: Request) -> Response:
+        engine = self._serving.engine
+        if engine is None:
+            return json_response({"status": "loading"}, status=503, headers={"Retry-After": "5"})
+        if not engine.is_alive:
+            return json_response({"status": "dead"}, status=503)
+        return json_response({"status": "ready"})
+
+    async def stats(self, _request: Request) -> Response:
+        return json_response(asdict(self._serving.ready_engine().stats()))
+
+    async def models(self, _request: Request) -> Response:
+        model = self._serving.ready_engine().model
+        facts = asdict(model.facts) | {"dtype": model.dtype, "device": str(model.device)}
+        entry = {
+            "id": model.name,
+            "object": "model",
+            "created": self._serving.created,
+            "owned_by": "steelyard",
+            "max_model_len": model.max_model_len,
+            "steelyard": facts,
+        }
+        return json_response({"object": "list", "data": [entry]})
+
+    async def tokenize(self, request: Request) -> Response:
+        from steelyard.engine.generation import check_model_name, tokenize_body
+
+        model = self._serving.ready_engine().model
+        body = await self._read(request, TokenizeBody)
+        check_model_name(body.model, model)
+        token_ids = await tokenize_body(body, model, limiter=self._limiter)
+        return json_response(
+            {"count": len(token_ids), "max_model_len": model.max_model_len, "tokens": token_ids}
+        )
+
+    async def chat(self, request: Request) -> Response:
+        return await self._generate(request, ChatBody)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._generate(request, CompletionBody)
+
+    async def _generate(
+        self, request: Request, kind: type[ChatBody] | type[CompletionBody]
+    ) -> Response:
+        from steelyard.engine.answer_responses import StreamedAnswer, WholeAnswer
+        from steelyard.engine.generation import (
+            check_model_name,
+            make_answer_shape,
+            make_sequence_request,
+            tokenize_body,
+        )
+
+        engine = self._serving.ready_engine()
+        body = await self._read(request, kind)
+        check_model_name(body.model, engine.model)
+        check_generation(body)
+        sequence_request = make_sequence_request(
+            body,
+            engine.model,
+            prompt_token_ids=await tokenize_body(body, engine.model, limiter=self._limiter),
+            request_id=_request_id(request),
+        )
+        shape = make_answer_shape(body, sequence_request, created=unix_seconds())
+        answer = StreamedAnswer if body.stream else WholeAnswer
+        return answer(engine, sequence_request, shape=shape)
+
+    async def _read(self, request: Request, kind: type[T]) -> T:
+        return decode_body(await _read_body(request, self._serving.body_bytes_max), kind)
+
+
+async def _read_body(request: Request, bytes_max: int) -> bytes:
+    refusal = BodyTooLarge(f"the body may have at most {bytes_max} bytes", body_bytes_max=bytes_max)
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > bytes_max:
+        raise refusal
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > bytes_max:
+            raise refusal
+    return bytes(body)
+
+
+def _request_id(request: Request) -> str:
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else new_id()
+
+
+def _guard(endpoint: Endpoint) -> Endpoint:
+    async def guarded(request: Request) -> Response:
+        try:
+            return await endpoint(request)
+        except SteelyardError as error:
+            return error_response(error)
+        except ClientDisconnect:
+            # Nobody reads this: 499 is only what proxies log for a client that hung up.
+            return Response(status_code=499)
+
+    return guarded

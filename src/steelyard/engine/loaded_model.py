@@ -1,0 +1,141 @@
+"""A model and its tokenizer in memory, and everything that is known about them."""
+
+import inspect
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from transformers import DynamicCache
+
+from steelyard.engine.refusals import ChatTemplateMissing, InvalidRequest
+from steelyard.engine.tokenizer_facts import Message, TokenizerFacts
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What the model's own generation_config says a request gets when it does not say."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+class LoadedModel:
+    """Answers for the weights (`next_logits`) and for the tokenizer (`encode`, `decode`)."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str,
+        folder: Path,
+        max_model_len: int,
+        facts: TokenizerFacts,
+        defaults: SamplingDefaults,
+    ) -> None:
+        self.name = name
+        self.folder = folder
+        self.max_model_len = max_model_len
+        self.facts = facts
+        self.defaults = defaults
+        self.device: torch.device = model.device
+        self.dtype: str = str(model.dtype).removeprefix("torch.")
+        self.vocabulary_size: int = model.get_input_embeddings().weight.shape[0]
+        self._model = model
+        self._tokenizer = TokenizerCalls(tokenizer)
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_logits_to_keep = "logits_to_keep" in accepted
+
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of the layer kinds this model needs."""
+        return DynamicCache(config=self._model.config)
+
+    @torch.inference_mode()
+    def next_logits(
+        self,
+        token_ids: torch.Tensor,
+        *,
+        cache: DynamicCache,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Feed [rows, tokens] ids after what is cached; the logits after each row's last id."""
+        optional: dict[str, Any] = {}
+        if self._takes_positions:
+            optional["position_ids"] = position_ids
+        if self._takes_logits_to_keep:
+            optional["logits_to_keep"] = 1
+        output = self._model(
+            input_ids=token_ids,
+            past_key_values=cache,
+            attention_mask=attention_mask,
+            use_cache=True,
+            **optional,
+        )
+        return output.logits[:, -1, :]
+
+    @property
+    def can_position_rows(self) -> bool:
+        """Whether rows can be told their positions; without that they cannot be padded."""
+        return self._takes_positions
+
+    def encode_text(self, text: str) -> list[int]:
+        """The ids of a bare prompt, with what the tokenizer adds by itself."""
+        return self._tokenizer.encode(text, add_special_tokens=True)
+
+    def encode_messages(self, messages: list[Message]) -> list[int]:
+        """The ids of a conversation in the model's chat template, ready for the answer."""
+        return self._tokenizer.encode_messages(messages)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return self._tokenizer.decode(token_ids)
+
+
+class TokenizerCalls:
+    """The three calls we make; the same in every thread."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+        # A first call clears truncation and padding; afterwards no call changes the tokenizer,
+        # so that threads may share it. The ones written in Python are locked instead.
+        self._is_shared = bool(getattr(tokenizer, "is_fast", False))
+        self.encode("x", add_special_tokens=True)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        if self._is_shared:
+            return self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+        with self._lock:
+            return self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+
+    def encode_messages(self, messages: list[Message]) -> list[int]:
+        if self._tokenizer.chat_template is None:
+            raise ChatTemplateMissing
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
+        # The template has written its own special tokens.
+        return self.encode(text, add_special_tokens=False)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        if self._is_shared:
+            return self._decode(token_ids)
+        with self._lock:
+            return self._decode(token_ids)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )

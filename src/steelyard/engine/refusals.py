@@ -1,0 +1,120 @@
+"""What the engine may answer instead of text, and the HTTP status of each answer."""
+
+from typing import ClassVar, Final
+
+from steelyard.errors import Failure, Refusal, SteelyardError
+
+
+class EngineRefusal(Refusal):
+    """The request was turned down."""
+
+    error_type: ClassVar[str] = "invalid_request_error"
+
+    def __init__(self, message: str = "", *, param: str | None = None, **numbers: int) -> None:
+        super().__init__(message)
+        self.param = param
+        self.numbers = numbers
+
+
+class InvalidJson(EngineRefusal):
+    """The body is not JSON in UTF-8."""
+
+    code = "invalid_json"
+
+
+class InvalidRequest(EngineRefusal):
+    """A field is missing, has the wrong type, or is out of its range."""
+
+    code = "invalid_request"
+
+
+class UnsupportedParameter(EngineRefusal):
+    """The parameter would change the answer, and this engine does not implement it."""
+
+    code = "unsupported_parameter"
+
+
+class UnsupportedContent(EngineRefusal):
+    """A message may hold text only."""
+
+    code = "unsupported_content"
+
+
+class ContextLengthExceeded(EngineRefusal):
+    """The prompt leaves no room for an answer in the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class PromptOverBound(EngineRefusal):
+    """The prompt has more tokens than the caller allowed."""
+
+    code = "prompt_over_bound"
+
+
+class ChatTemplateMissing(EngineRefusal):
+    """This model has no chat template; use /v1/completions."""
+
+    code = "chat_template_missing"
+
+
+class ServedModelNotFound(EngineRefusal):
+    """This engine serves another model."""
+
+    code = "model_not_found"
+
+
+class BodyTooLarge(EngineRefusal):
+    """The request body is larger than this engine accepts."""
+
+    code = "body_too_large"
+
+
+class EngineLoading(EngineRefusal):
+    """The model is still loading; try again in a few seconds."""
+
+    code = "engine_loading"
+    error_type = "server_error"
+
+
+class EngineOverloaded(EngineRefusal):
+    """The waiting room is full; try again shortly."""
+
+    code = "engine_overloaded"
+    error_type = "server_error"
+
+
+class EngineStopped(EngineRefusal):
+    """The engine is stopping and takes no new sequences."""
+
+    code = "engine_stopped"
+    error_type = "server_error"
+
+
+class EngineStepFailed(Failure):
+    """A step of the engine failed; the sequences in it are lost, others go on."""
+
+    code = "engine_step_failed"
+
+
+HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
+    InvalidJson: 400,
+    InvalidRequest: 400,
+    UnsupportedParameter: 400,
+    UnsupportedContent: 400,
+    ContextLengthExceeded: 400,
+    PromptOverBound: 400,
+    ChatTemplateMissing: 400,
+    ServedModelNotFound: 404,
+    BodyTooLarge: 413,
+    EngineStepFailed: 500,
+    EngineLoading: 503,
+    EngineOverloaded: 503,
+    EngineStopped: 503,
+}
+
+RETRY_AFTER_S: Final[dict[type[SteelyardError], int]] = {
+    EngineLoading: 5,
+    EngineOverloaded: 1,
+    EngineStopped: 5,
+}

@@ -1,0 +1,102 @@
+"""One prompt and its growing answer; the counts that are charged are the lengths of its ids."""
+
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+
+from steelyard.engine.detokenizer import Detokenizer
+from steelyard.engine.sampler import Sampler, Sampling
+from steelyard.engine.stop_strings import StopStrings
+from steelyard.errors import SteelyardError
+
+
+class End(Enum):
+    """Why a sequence is over."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceRequest:
+    """What the engine is asked to continue, already checked against the model's limits."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    max_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    # The warm-up is nobody's request, so it is neither counted nor logged.
+    is_recorded: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What one step added to a sequence; the last one of a sequence says its end."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    end: End | None = None
+    failure: SteelyardError | None = None
+
+
+class Sequence:
+    """The state of one answer. Only the engine thread changes it, but for `is_cancelled`."""
+
+    def __init__(
+        self,
+        request: SequenceRequest,
+        *,
+        eos_token_ids: tuple[int, ...],
+        decode: Callable[[SequenceOf[int]], str],
+        device: torch.device,
+        deliver: Callable[[Delta], None],
+    ) -> None:
+        assert request.prompt_token_ids, "an empty prompt has no next token"
+        assert request.max_tokens >= 1, request.max_tokens
+        self.request = request
+        self.token_ids: list[int] = []
+        self.prompt_tokens_prefilled = 0
+        self.is_cancelled = False
+        self.end: End | None = None
+        self.sampler = Sampler(request.sampling, device=device)
+        self.deliver = deliver
+        self._eos_token_ids = () if request.ignore_eos else eos_token_ids
+        self._detokenizer = Detokenizer(decode)
+        self._stop_strings = StopStrings(request.stop)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many prompt ids the model is fed."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many ids the model produced, the end-of-sequence id among them."""
+        return len(self.token_ids)
+
+    def accept(self, token_id: int) -> Delta:
+        """Take the next token and say what it adds; sets `end` when it is the last."""
+        self.token_ids.append(token_id)
+        if token_id in self._eos_token_ids:
+            return self._finish("", token_id, end=End.STOP)
+        text, stopped = self._stop_strings.add(self._detokenizer.add(token_id))
+        if stopped:
+            self.end = End.STOP
+            return Delta(text=text, token_ids=[token_id], end=End.STOP)
+        if len(self.token_ids) == self.request.max_tokens:
+            return self._finish(text, token_id, end=End.LENGTH)
+        return Delta(text=text, token_ids=[token_id])
+
+    def _finish(self, text: str, token_id: int, *, end: End) -> Delta:
+        tail, stopped = self._stop_strings.add(self._detokenizer.flush())
+        if not stopped:
+            tail += self._stop_strings.flush()
+        self.end = End.STOP if stopped else end
+        return Delta(text=text + tail, token_ids=[token_id], end=self.end)

@@ -1,0 +1,1 @@
+"""THE OUTSIDE: HTTP, the command line, and the processes of the product."""

@@ -1,0 +1,163 @@
+"""The gateway's HTTP application: finds the handler, reads the body, turns errors into answers."""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final
+
+import msgspec
+import structlog
+
+from steelyard.app.gateway import GatewayParts
+from steelyard.clock import unix_seconds
+from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
+from steelyard.entrypoints.openai_api.error_answer import (
+    EndpointNotFound,
+    MethodNotAllowed,
+    error_body,
+    error_headers,
+    status_of,
+)
+from steelyard.errors import Failure, Refusal, SteelyardError
+from steelyard.gateway.serve import serve
+from steelyard.gateway.workloads.asked import Asked
+from steelyard.gateway.workloads.chat import parse_chat
+from steelyard.gateway.workloads.completion import parse_completion
+from steelyard.gateway.workloads.generate import parse_generate, plain_answer
+from steelyard.ids import new_id
+
+log = structlog.get_logger()
+
+Parse = Callable[[bytes], Asked]
+WORKLOADS: Final[Mapping[str, Parse]] = {
+    "/v1/chat/completions": parse_chat,
+    "/v1/completions": parse_completion,
+    "/generate": parse_generate,
+}
+RESHAPES: Final[Mapping[str, Callable[[bytes], bytes]]] = {"/generate": plain_answer}
+REQUEST_ID_CHARACTERS_MAX: Final = 128
+
+
+class InternalError(Failure):
+    """Something is wrong with the gateway itself. Nothing was charged; the log has the reason."""
+
+    code = "internal_error"
+
+
+class GatewayApplication:
+    """An ASGI application; `lifespan` builds its parts when the server starts."""
+
+    def __init__(
+        self,
+        parts: Callable[[], AbstractAsyncContextManager[GatewayParts]],
+        *,
+        body_bytes_max: int,
+    ) -> None:
+        self._open_parts = parts
+        self._body_bytes_max = body_bytes_max
+        self._parts: GatewayParts | None = None
+        self._created = unix_seconds()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[None]:
+        """Hold the parts open around the server."""
+        async with self._open_parts() as parts:
+            self._parts = parts
+            yield
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        client = AsgiClient(receive, send, headers)
+        request_id = _request_id(headers)
+        try:
+            await self._route(scope, client, request_id)
+        except SteelyardError as error:
+            await _answer_error(client, error, request_id)
+        except Exception:
+            log.exception("request.broke", request_id=request_id)
+            if client.has_started:
+                raise
+            await _answer_error(client, InternalError(), request_id)
+
+    async def _route(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+        path, method = scope["path"], scope["method"]
+        if path in WORKLOADS:
+            _expect(method, "POST")
+            await self._serve(path, client, request_id)
+            return
+        simple = self._simple_routes().get(path)
+        if simple is None:
+            raise EndpointNotFound(f"there is nothing at {path}")
+        _expect(method, "GET")
+        await simple(client)
+
+    def _simple_routes(self) -> dict[str, Callable[[AsgiClient], Awaitable[None]]]:
+        return {"/v1/models": self._models, "/health": self._health}
+
+    async def _serve(self, path: str, client: AsgiClient, request_id: str) -> None:
+        parts = self._running_parts()
+        key = await parts.keys.find(client.headers.get("authorization"))
+        body = await client.read_body(bytes_max=self._body_bytes_max)
+        asked = WORKLOADS[path](body)
+        client.reshape = RESHAPES.get(path)
+        await serve(parts.gateway, asked, key, client, request_id=request_id)
+        if asked.is_streamed and client.has_started:
+            await client.finish()
+
+    async def _models(self, client: AsgiClient) -> None:
+        parts = self._running_parts()
+        key = await parts.keys.find(client.headers.get("authorization"))
+        currency = key.department.organisation.currency
+        prices = parts.gateway.admission.prices
+        listed: list[dict[str, Any]] = []
+        for model in parts.catalog.models():
+            entry: dict[str, Any] = {
+                "id": model.id,
+                "object": "model",
+                "created": self._created,
+                "owned_by": model.upstream,
+                "max_model_len": model.context_tokens_max,
+                "tokenizer_sha256": model.tokenizer.sha256,
+            }
+            try:
+                entry["pricing"] = prices.pin(model.id, currency=currency).as_document()
+            except Refusal as refusal:
+                entry["pricing"] = None
+                entry["pricing_missing"] = str(refusal)
+            listed.append(entry)
+        await client.answer(msgspec.json.encode({"object": "list", "data": listed}), {})
+
+    async def _health(self, client: AsgiClient) -> None:
+        is_ready = bool(self._running_parts().catalog.models())
+        body = {"status": "ready" if is_ready else "waiting for a model"}
+        await client.answer(msgspec.json.encode(body), {}, status=200 if is_ready else 503)
+
+    def _running_parts(self) -> GatewayParts:
+        assert self._parts is not None, "a request came before the gateway was running"
+        return self._parts
+
+
+async def _answer_error(client: AsgiClient, error: SteelyardError, request_id: str) -> None:
+    status = status_of(error)
+    log.info("request.refused", request_id=request_id, status=status, code=error.code)
+    if not client.has_started:
+        headers = {"x-request-id": request_id, **error_headers(error)}
+        await client.answer(error_body(error), headers, status=status)
+
+
+def _request_id(headers: Mapping[str, str]) -> str:
+    """The client's own id where it is printable and short, else a new one."""
+    given = headers.get("x-request-id", "")
+    if given.isascii() and given.isprintable() and 0 < len(given) <= REQUEST_ID_CHARACTERS_MAX:
+        return given
+    return new_id()
+
+
+def _expect(method: str, wanted: str) -> None:
+    if method != wanted:
+        raise MethodNotAllowed(f"use {wanted} here, not {method}")

@@ -1,0 +1,104 @@
+"""The few words of ASGI that we speak (https://asgi.readthedocs.io, HTTP 2.3)."""
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge, error_body
+from steelyard.errors import Failure
+from steelyard.gateway.event_stream import write_event
+from steelyard.gateway.refusals import InvalidRequest
+from steelyard.gateway.relay import UpstreamRefused
+
+Scope = MutableMapping[str, Any]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
+
+BODY_TIMEOUT_S = 30.0
+SEND_TIMEOUT_S = 60.0
+JSON_TYPE = (b"content-type", b"application/json")
+
+
+@dataclass(slots=True)
+class AsgiClient:
+    """The client at the other end of one request; implements AnsweringClient."""
+
+    receive: Receive
+    send_message: Send
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    has_started: bool = False
+    reshape: Callable[[bytes], bytes] | None = None
+
+    async def read_body(self, *, bytes_max: int) -> bytes:
+        """The whole body; raises BodyTooLarge before it is taken in, and InvalidRequest."""
+        announced = self.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > bytes_max:
+            raise _too_large(bytes_max)
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            with anyio.fail_after(BODY_TIMEOUT_S):
+                while True:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise InvalidRequest("the client left before the request was whole")
+                    piece: bytes = message.get("body", b"")
+                    size += len(piece)
+                    if size > bytes_max:
+                        raise _too_large(bytes_max)
+                    pieces.append(piece)
+                    if not message.get("more_body", False):
+                        return b"".join(pieces)
+        except TimeoutError as error:
+            raise InvalidRequest(f"the body took longer than {BODY_TIMEOUT_S:.0f} s") from error
+
+    async def left(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    async def start_stream(self, headers: dict[str, str]) -> None:
+        kind = (b"content-type", b"text/event-stream; charset=utf-8")
+        await self._start(200, [kind, (b"cache-control", b"no-cache"), *_encode(headers)])
+
+    async def send(self, event: bytes) -> None:
+        with anyio.fail_after(SEND_TIMEOUT_S):
+            await self.send_message(
+                {"type": "http.response.body", "body": event, "more_body": True}
+            )
+
+    async def finish(self) -> None:
+        await self.send_message({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def answer(self, body: bytes, headers: Mapping[str, str], *, status: int = 200) -> None:
+        if self.reshape is not None and status == 200:
+            body = self.reshape(body)
+        length = (b"content-length", str(len(body)).encode())
+        await self._start(status, [JSON_TYPE, length, *_encode(headers)])
+        await self.send_message({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def answer_from_upstream(self, refused: UpstreamRefused) -> None:
+        retry_after = refused.answer.retry_after
+        headers = {"retry-after": retry_after} if retry_after else {}
+        await self.answer(refused.answer.body, headers, status=refused.answer.status)
+
+    async def fail_stream(self, failure: Failure) -> None:
+        if not self.has_started:
+            raise failure
+        await self.send(write_event(error_body(failure)))
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.has_started = True
+        await self.send_message(
+            {"type": "http.response.start", "status": status, "headers": headers}
+        )
+
+
+def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in headers.items()]
+
+
+def _too_large(bytes_max: int) -> BodyTooLarge:
+    return BodyTooLarge(f"the body is larger than {bytes_max} bytes")

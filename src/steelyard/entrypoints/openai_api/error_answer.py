@@ -1,0 +1,94 @@
+"""Refusals and failures as OpenAI-shaped errors: one table of statuses, in one place."""
+
+import math
+from typing import Any, Final
+
+import msgspec
+
+from steelyard.access.rate_limit import RateLimited
+from steelyard.access.virtual_key import KeyMissing, KeyRevoked, KeyUnknown
+from steelyard.errors import Failure, Refusal, SteelyardError
+from steelyard.eventlog.log import EventLogUnavailable
+from steelyard.gateway.refusals import (
+    InvalidRequest,
+    ModelNotFound,
+    NotEnoughMoney,
+    PromptTooLong,
+)
+from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
+from steelyard.pricing.price_book import PriceNotFound
+
+
+class BodyTooLarge(Refusal):
+    """The body of the request is larger than is allowed."""
+
+    code = "request_too_large"
+
+
+class EndpointNotFound(Refusal):
+    """There is no such address here."""
+
+    code = "endpoint_not_found"
+
+
+class MethodNotAllowed(Refusal):
+    """This address takes another method."""
+
+    code = "method_not_allowed"
+
+
+HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
+    InvalidRequest: 400,
+    KeyMissing: 401,
+    KeyUnknown: 401,
+    KeyRevoked: 401,
+    NotEnoughMoney: 402,
+    ModelNotFound: 404,
+    EndpointNotFound: 404,
+    MethodNotAllowed: 405,
+    BodyTooLarge: 413,
+    PromptTooLong: 413,
+    RateLimited: 429,
+    PriceNotFound: 503,
+    UpstreamFailed: 502,
+    UpstreamUnavailable: 503,
+    EventLogUnavailable: 503,
+    Failure: 503,
+}
+RETRY_AFTER_S: Final = 2
+
+_TYPES: Final[dict[int, str]] = {
+    401: "authentication_error",
+    402: "insufficient_quota",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    502: "upstream_error",
+    503: "service_unavailable_error",
+}
+
+
+def status_of(error: SteelyardError) -> int:
+    """The status of the nearest class in the table."""
+    for kind in type(error).__mro__:
+        if kind in HTTP_STATUS:
+            return HTTP_STATUS[kind]
+    return 400 if isinstance(error, Refusal) else 503
+
+
+def error_body(error: SteelyardError) -> bytes:
+    """An error as OpenAI's clients read it."""
+    status = status_of(error)
+    shape: dict[str, Any] = {
+        "message": str(error),
+        "type": _TYPES.get(status, "invalid_request_error"),
+        "param": error.parameter if isinstance(error, InvalidRequest) else None,
+        "code": error.code,
+    }
+    return msgspec.json.encode({"error": shape})
+
+
+def error_headers(error: SteelyardError) -> dict[str, str]:
+    """When to come back, where coming back helps."""
+    if isinstance(error, RateLimited):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    return {"retry-after": str(RETRY_AFTER_S)} if status_of(error) == 503 else {}

@@ -1,0 +1,1 @@
+"""WHAT HAPPENED, in order: the durable outbox of each gateway, and how it is read."""

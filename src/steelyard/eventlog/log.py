@@ -1,0 +1,30 @@
+"""The event log as its readers see it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from steelyard.errors import Failure
+
+
+class EventLogUnavailable(Failure):
+    """Usage events cannot be made durable or read, so nothing new is served."""
+
+    code = "event_log_unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """One event as it stands in a log; positions start at 1 and have no gap."""
+
+    position: int
+    body: bytes
+
+
+class EventLogReader(Protocol):
+    """Reads one log from any position."""
+
+    @property
+    def log_id(self) -> str: ...
+
+    def read_after(self, position: int, *, limit: int) -> Sequence[LogRecord]: ...

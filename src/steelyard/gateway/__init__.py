@@ -1,0 +1,1 @@
+"""THE LIFE OF A REQUEST: admit, relay, record. Read serve.py first."""

@@ -1,0 +1,226 @@
+"""Admission: everything that can say no, in the order of its cost. Ends with a hold."""
+
+import asyncio
+from dataclasses import dataclass
+
+import msgspec
+
+from steelyard import __version__
+from steelyard.access.rate_limit import RequestRateLimit
+from steelyard.access.virtual_key import VirtualKey
+from steelyard.billing.authorization import affordable_output_tokens, highest_charge
+from steelyard.billing.hold_desk import HoldDeclined, HoldDesk
+from steelyard.clock import Clock
+from steelyard.eventlog.outbox import Outbox
+from steelyard.gateway.model_catalog import ModelCatalog
+from steelyard.gateway.prices import PinnedPrices, PriceDirectory
+from steelyard.gateway.refusals import NotEnoughMoney, PromptTooLong
+from steelyard.gateway.upstreams.base import ServedModel, Upstream
+from steelyard.gateway.workloads.asked import Asked
+from steelyard.ids import new_id
+from steelyard.ledger.hold import Hold
+from steelyard.metering.token_bound import input_tokens_lower_bound, input_tokens_upper_bound
+from steelyard.metering.usage_event import OpenedRecord
+from steelyard.money import Money
+from steelyard.timestamp import write_timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionLimits:
+    """What a key may ask for where it has no limit of its own; tokens and requests."""
+
+    input_tokens_max: int
+    output_tokens_default: int
+    requests_per_minute: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may run: who, where, at what price, and what is held for it."""
+
+    asked: Asked
+    key: VirtualKey
+    model: ServedModel
+    upstream: Upstream
+    pinned: PinnedPrices
+    opened: OpenedRecord
+    hold: Hold
+    input_tokens_max: int
+    output_tokens_max: int
+    requests_per_minute: int
+    requests_remaining: int
+
+    def upstream_body(self) -> bytes:
+        return self.asked.upstream_body(
+            model=self.model.id,
+            input_tokens_max=self.input_tokens_max,
+            output_tokens_max=self.output_tokens_max,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """Where a request goes, and at what price."""
+
+    model: ServedModel
+    upstream: Upstream
+    pinned: PinnedPrices
+
+    async def count(self, asked: Asked) -> int:
+        """Exactly as many tokens as the model will see."""
+        return await self.upstream.count_prompt_tokens(asked.count_body(model=self.model.id))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The tokens that a request may use at most; `is_exact` where the prompt was counted."""
+
+    input_tokens: int
+    output_tokens: int
+    is_exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Admits requests, or refuses them."""
+
+    catalog: ModelCatalog
+    prices: PriceDirectory
+    rate_limit: RequestRateLimit
+    hold_desk: HoldDesk
+    outbox: Outbox
+    limits: AdmissionLimits
+    clock: Clock
+
+    async def admit(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Admitted:
+        """Raises one of the refusals, with nothing held, or returns with the money held."""
+        self.outbox.check()
+        per_minute = key.requests_per_minute
+        if per_minute is None:
+            per_minute = self.limits.requests_per_minute
+        remaining = self.rate_limit.admit(key.id, per_minute=per_minute)
+        route = self._route(asked, key)
+        bound = await self._bound(asked, key, route)
+        opened = self._open(asked, key, route, request_id=request_id)
+        hold, bound = await self._hold(asked, opened, bound, route)
+        return Admitted(
+            asked=asked,
+            key=key,
+            model=route.model,
+            upstream=route.upstream,
+            pinned=route.pinned,
+            opened=opened,
+            hold=hold,
+            input_tokens_max=bound.input_tokens,
+            output_tokens_max=bound.output_tokens,
+            requests_per_minute=per_minute,
+            requests_remaining=remaining,
+        )
+
+    def _route(self, asked: Asked, key: VirtualKey) -> _Route:
+        model, upstream = self.catalog.find(asked.model)
+        pinned = self.prices.pin(model.id, currency=key.department.organisation.currency)
+        return _Route(model, upstream, pinned)
+
+    async def _bound(self, asked: Asked, key: VirtualKey, route: _Route) -> _Bound:
+        """Bytes bound the tokens of most prompts; only one near the limit is counted."""
+        limit = key.input_tokens_max
+        if limit is None:
+            limit = self.limits.input_tokens_max
+        wanted = asked.output_tokens_max or self.limits.output_tokens_default
+        output = min(wanted, route.model.context_tokens_max)
+        at_least = input_tokens_lower_bound(asked.size, facts=route.model.tokenizer)
+        if at_least > limit:
+            raise PromptTooLong(
+                f"the prompt has at least {at_least} tokens; at most {limit} are allowed"
+            )
+        at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
+        if at_most is not None and at_most <= limit:
+            return _Bound(at_most, output, is_exact=False)
+        count = await route.count(asked)
+        if count > limit:
+            raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are allowed")
+        return _Bound(count, output, is_exact=True)
+
+    def _open(
+        self, asked: Asked, key: VirtualKey, route: _Route, *, request_id: str
+    ) -> OpenedRecord:
+        department = key.department
+        return OpenedRecord(
+            request_id=request_id,
+            organisation_id=department.organisation.id,
+            department_id=department.id,
+            key_id=key.id,
+            payer_id=department.payer_id,
+            endpoint=asked.endpoint,
+            is_streamed=asked.is_streamed,
+            model_requested=asked.model or route.model.id,
+            model_served=route.model.id,
+            upstream=route.model.upstream,
+            admitted_at=write_timestamp(self.clock.now()),
+            price_version=route.pinned.version.sha256,
+            currency=route.pinned.currency,
+            request_digest=asked.request_digest,
+            build=__version__,
+        )
+
+    async def _hold(
+        self, asked: Asked, opened: OpenedRecord, bound: _Bound, route: _Route
+    ) -> tuple[Hold, _Bound]:
+        """Hold for the bound; on a thin balance count first, then shorten what may be shortened."""
+        pinned = route.pinned
+        try:
+            return await self._place(opened, bound, pinned), bound
+        except HoldDeclined as error:
+            declined = error
+        if not bound.is_exact:
+            bound = _Bound(await route.count(asked), bound.output_tokens, is_exact=True)
+            try:
+                return await self._place(opened, bound, pinned), bound
+            except HoldDeclined as error:
+                declined = error
+        affordable = affordable_output_tokens(
+            declined.available, input_tokens=bound.input_tokens, prices=pinned.prices
+        )
+        if asked.output_tokens_max is not None or affordable < 1:
+            raise _too_little(declined.available, affordable, bound, pinned) from declined
+        bound = _Bound(bound.input_tokens, min(affordable, bound.output_tokens), is_exact=True)
+        try:
+            return await self._place(opened, bound, pinned), bound
+        except HoldDeclined as error:
+            raise _too_little(error.available, 0, bound, pinned) from error
+
+    async def _place(self, opened: OpenedRecord, bound: _Bound, pinned: PinnedPrices) -> Hold:
+        hold = Hold(
+            id=new_id(),
+            payer_id=opened.payer_id,
+            amount=_highest(bound, pinned),
+            source=self.outbox.source,
+            placed_at=self.clock.now(),
+            opened=msgspec.json.encode(opened).decode(),
+        )
+        # Shielded: a client that leaves now must not leave a hold behind that nobody knows of.
+        await asyncio.shield(asyncio.wrap_future(self.hold_desk.place(hold)))
+        return hold
+
+
+def _too_little(
+    available: Money, affordable: int, bound: _Bound, pinned: PinnedPrices
+) -> NotEnoughMoney:
+    advice = "top up"
+    if affordable >= 1:
+        advice = f"ask for at most {affordable} tokens (max_tokens), or top up"
+    return NotEnoughMoney(
+        f"this request may cost up to {_highest(bound, pinned)} "
+        f"({bound.input_tokens} tokens in, up to {bound.output_tokens} out); "
+        f"available: {available}; {advice}"
+    )
+
+
+def _highest(bound: _Bound, pinned: PinnedPrices) -> Money:
+    return highest_charge(
+        input_tokens=bound.input_tokens,
+        output_tokens=bound.output_tokens,
+        prices=pinned.prices,
+        currency=pinned.currency,
+    )

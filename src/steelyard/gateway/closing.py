@@ -1,0 +1,131 @@
+"""Closing an attempt: one usage event, durable before the client sees the end."""
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+import msgspec
+import structlog
+
+from steelyard.billing.settlement_matrix import charged_usage
+from steelyard.eventlog.log import EventLogUnavailable
+from steelyard.eventlog.outbox import EventDraft, Outbox
+from steelyard.gateway.admission import Admitted
+from steelyard.ledger.hold import Hold
+from steelyard.metering.answer_meter import AnswerMeter
+from steelyard.metering.usage import NO_USAGE, Usage
+from steelyard.metering.usage_event import (
+    NO_UPSTREAM_USAGE,
+    CountSource,
+    EndCause,
+    OpenedRecord,
+    UsageRecord,
+    write_meters,
+)
+from steelyard.money import Money, write_decimal
+from steelyard.pricing.rating import Charge, rate_usage
+from steelyard.timestamp import write_timestamp
+
+log = structlog.get_logger()
+
+CLOSE_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """An attempt that has ended: what was used and what it costs."""
+
+    event_id: str
+    usage: Usage
+    charge: Charge
+    end_cause: EndCause
+
+    @property
+    def total(self) -> Money:
+        return self.charge.total
+
+
+async def close_attempt(
+    admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime, outbox: Outbox
+) -> Closed:
+    """Rate the attempt and record it; raises EventLogUnavailable if the disk does not take it.
+
+    The event then waits in memory until the disk does. An answer that the client gets only now
+    is withheld, so its event is amended to charge nothing.
+    """
+    closed, draft = _rate(admitted, meter, end_cause=end_cause, at=at)
+    pending = outbox.append(draft)
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await asyncio.shield(asyncio.wrap_future(pending.done))
+    except TimeoutError as error:
+        if not admitted.asked.is_streamed:
+            _, amended = _rate(admitted, meter, end_cause="event_log_failed", at=at)
+            if not outbox.amend(pending, amended):
+                return closed
+        raise EventLogUnavailable("the end of the answer cannot be recorded") from error
+    return closed
+
+
+def _rate(
+    admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime
+) -> tuple[Closed, EventDraft]:
+    usage = charged_usage(end_cause, meter)
+    pinned = admitted.pinned
+    charge = rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
+    record = _close(
+        admitted.opened,
+        admitted.hold,
+        meter=meter,
+        usage=usage,
+        amount=charge.total,
+        end_cause=end_cause,
+        count_source=admitted.upstream.count_source,
+        at=at,
+    )
+    closed = Closed(admitted.hold.id, usage, charge, end_cause)
+    return closed, EventDraft(admitted.hold.id, at, record)
+
+
+def crashed_draft(hold: Hold, *, at: datetime) -> EventDraft:
+    """The event of an attempt whose gateway died before it could close it: nothing is charged."""
+    record = _close(
+        msgspec.json.decode(hold.opened, type=OpenedRecord),
+        hold,
+        meter=None,
+        usage=NO_USAGE,
+        amount=Money(0, hold.amount.currency),
+        end_cause="gateway_crashed",
+        count_source="none",
+        at=at,
+    )
+    return EventDraft(hold.id, at, record)
+
+
+def _close(
+    opened: OpenedRecord,
+    hold: Hold,
+    *,
+    meter: AnswerMeter | None,
+    usage: Usage,
+    amount: Money,
+    end_cause: EndCause,
+    count_source: CountSource,
+    at: datetime,
+) -> UsageRecord:
+    first_token_at = meter.first_token_at if meter else None
+    return UsageRecord(
+        **msgspec.structs.asdict(opened),
+        hold_id=hold.id,
+        held=write_decimal(hold.amount.picos),
+        meters=write_meters(usage),
+        upstream_usage=msgspec.Raw(meter.raw_usage)
+        if meter and meter.raw_usage
+        else NO_UPSTREAM_USAGE,
+        count_source=count_source if usage.counts else "none",
+        end_cause=end_cause,
+        first_token_at=write_timestamp(first_token_at) if first_token_at else None,
+        ended_at=write_timestamp(at),
+        amount=write_decimal(amount.picos),
+        output_digest=meter.output_digest() if meter else None,
+    )

@@ -1,0 +1,43 @@
+"""What the gateway says no to. The table of HTTP statuses is at the edge, in entrypoints."""
+
+from steelyard.errors import Refusal
+
+
+class InvalidRequest(Refusal):
+    """The request is not what this endpoint takes."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class InvalidJson(InvalidRequest):
+    """The body is not JSON."""
+
+    code = "invalid_json"
+
+
+class EmptyPrompt(InvalidRequest):
+    """The prompt has no text."""
+
+    code = "empty_prompt"
+
+
+class ModelNotFound(Refusal):
+    """No such model is served here. GET /v1/models lists those that are."""
+
+    code = "model_not_found"
+
+
+class PromptTooLong(Refusal):
+    """The prompt has more tokens than are allowed."""
+
+    code = "prompt_too_long"
+
+
+class NotEnoughMoney(Refusal):
+    """The available balance does not cover the most that this request may cost."""
+
+    code = "insufficient_funds"

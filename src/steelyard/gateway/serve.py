@@ -1,0 +1,203 @@
+"""The life of a request, in one function. Read this first.
+
+Every workload takes the same way: admit (or refuse), relay, record, end. Whatever happens after
+the hold, exactly one usage event closes it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+import structlog
+
+from steelyard.access.virtual_key import VirtualKey
+from steelyard.clock import Clock
+from steelyard.errors import Failure
+from steelyard.eventlog.log import EventLogUnavailable
+from steelyard.eventlog.outbox import Outbox
+from steelyard.gateway.admission import Admission, Admitted
+from steelyard.gateway.closing import Closed, close_attempt
+from steelyard.gateway.event_stream import write_event
+from steelyard.gateway.relay import (
+    DONE,
+    Client,
+    StreamEnd,
+    UpstreamRefused,
+    WholeAnswer,
+    relay_stream,
+    relay_whole,
+)
+from steelyard.gateway.workloads.asked import Asked
+from steelyard.metering.answer_meter import AnswerMeter
+from steelyard.metering.usage import Usage
+from steelyard.metering.usage_event import EndCause
+from steelyard.money import write_decimal
+
+log = structlog.get_logger()
+
+
+class AnsweringClient(Client, Protocol):
+    """A client that can be answered in every way there is."""
+
+    async def answer(self, body: bytes, headers: Mapping[str, str]) -> None: ...
+
+    async def answer_from_upstream(self, refused: UpstreamRefused) -> None: ...
+
+    async def fail_stream(self, failure: Failure) -> None:
+        """End a stream that has begun with an error that the client can read."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """What serving needs."""
+
+    admission: Admission
+    outbox: Outbox
+    clock: Clock
+
+
+@dataclass(slots=True)
+class _Relayed:
+    """How the relay ended."""
+
+    whole: WholeAnswer | None = None
+    end: StreamEnd | None = None
+    refused: UpstreamRefused | None = None
+    failure: Failure | None = None
+    has_client_left: bool = False
+
+
+async def serve(
+    gateway: Gateway, asked: Asked, key: VirtualKey, client: AnsweringClient, *, request_id: str
+) -> None:
+    """Serve one request from admission to the last byte; refusals are raised to the edge."""
+    admitted = await gateway.admission.admit(asked, key, request_id=request_id)
+    meter = AnswerMeter()
+    relayed = await _relay_until_client_leaves(gateway, admitted, meter, client)
+    end_cause = _end_cause(relayed, meter)
+    # The client may be gone and the server stopping: the attempt is closed all the same.
+    with anyio.CancelScope(shield=True):
+        try:
+            closed = await close_attempt(
+                admitted, meter, end_cause=end_cause, at=gateway.clock.now(), outbox=gateway.outbox
+            )
+            _log_served(admitted, closed)
+            await _end(client, admitted, closed, relayed)
+        except EventLogUnavailable as failure:
+            if not asked.is_streamed:
+                raise
+            await client.fail_stream(failure)
+
+
+async def _relay_until_client_leaves(
+    gateway: Gateway, admitted: Admitted, meter: AnswerMeter, client: Client
+) -> _Relayed:
+    """Relay; a client that leaves cancels the work upstream."""
+    relayed = _Relayed()
+
+    async def watch() -> None:
+        await client.left()
+        relayed.has_client_left = True
+        tasks.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch)
+        try:
+            if admitted.asked.is_streamed:
+                relayed.end = await relay_stream(
+                    admitted,
+                    meter,
+                    client,
+                    headers=_headers(admitted),
+                    now=gateway.clock.now,
+                )
+            else:
+                relayed.whole = await relay_whole(admitted, meter)
+        except UpstreamRefused as refused:
+            relayed.refused = refused
+        except Failure as failure:
+            relayed.failure = failure
+        tasks.cancel_scope.cancel()
+    return relayed
+
+
+def _end_cause(relayed: _Relayed, meter: AnswerMeter) -> EndCause:
+    has_output = bool(meter.delivered.output_tokens)
+    if meter.is_complete:
+        if meter.reported is None:
+            return "usage_missing"
+        return "stopped_by_limit" if meter.finish_reason == "length" else "completed"
+    if relayed.failure or relayed.refused:
+        return "upstream_failed" if has_output else "upstream_failed_before_first_token"
+    return "client_left" if has_output else "client_left_before_first_token"
+
+
+async def _end(
+    client: AnsweringClient, admitted: Admitted, closed: Closed, relayed: _Relayed
+) -> None:
+    """Let the client see the end, now that the event is durable."""
+    if relayed.refused:
+        await client.answer_from_upstream(relayed.refused)
+    elif relayed.failure:
+        if not admitted.asked.is_streamed:
+            raise relayed.failure
+        await client.fail_stream(relayed.failure)
+    elif relayed.whole:
+        fields: dict[str, Any] = dict(relayed.whole.fields)
+        fields["usage"] = priced_usage(fields.get("usage"), closed)
+        headers = {**_headers(admitted), "x-steelyard-cost": write_decimal(closed.total.picos)}
+        await client.answer(msgspec.json.encode(fields), headers)
+    elif relayed.end:
+        if admitted.asked.wants_usage and relayed.end.usage_chunk:
+            chunk = relayed.end.usage_chunk
+            priced = {**chunk, "usage": priced_usage(chunk["usage"], closed)}
+            await client.send(write_event(msgspec.json.encode(priced)))
+        await client.send(write_event(DONE))
+
+
+def priced_usage(raw: msgspec.Raw | None, closed: Closed) -> dict[str, Any]:
+    """The upstream's usage block with the price on it."""
+    block = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if raw else {}
+    return {
+        **(block or _plain_usage(closed.usage)),
+        "cost": write_decimal(closed.total.picos),
+        "currency": closed.total.currency,
+        "event_id": closed.event_id,
+    }
+
+
+def _plain_usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.input_tokens,
+        "completion_tokens": usage.output_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+    }
+
+
+def _headers(admitted: Admitted) -> dict[str, str]:
+    return {
+        "x-request-id": admitted.opened.request_id,
+        "x-steelyard-event-id": admitted.hold.id,
+        "x-ratelimit-limit-requests": str(admitted.requests_per_minute),
+        "x-ratelimit-remaining-requests": str(admitted.requests_remaining),
+    }
+
+
+def _log_served(admitted: Admitted, closed: Closed) -> None:
+    log.info(
+        "request.served",
+        request_id=admitted.opened.request_id,
+        event_id=closed.event_id,
+        payer_id=admitted.opened.payer_id,
+        key_id=admitted.key.id,
+        endpoint=admitted.asked.endpoint,
+        model=admitted.model.id,
+        input_tokens=closed.usage.input_tokens,
+        output_tokens=closed.usage.output_tokens,
+        charged_picos=closed.total.picos,
+        held_picos=admitted.hold.amount.picos,
+        outcome=closed.end_cause,
+    )

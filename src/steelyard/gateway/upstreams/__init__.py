@@ -1,0 +1,1 @@
+"""What can answer a request: our engine, or any server that speaks OpenAI's protocol."""

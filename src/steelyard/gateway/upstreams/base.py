@@ -1,0 +1,82 @@
+"""What the gateway needs from whatever answers."""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from steelyard.errors import Failure
+from steelyard.metering.token_bound import TokenizerFacts
+from steelyard.metering.usage_event import CountSource
+
+
+class UpstreamUnavailable(Failure):
+    """The model's server does not answer. Try again in a moment."""
+
+    code = "upstream_unavailable"
+
+
+class UpstreamFailed(Failure):
+    """The model's server broke off."""
+
+    code = "upstream_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as its upstream describes it; the context is in tokens."""
+
+    id: str
+    upstream: str
+    context_tokens_max: int
+    has_chat_template: bool
+    tokenizer: TokenizerFacts
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAnswer:
+    """A whole answer, as it came."""
+
+    status: int
+    body: bytes
+    retry_after: str | None = None
+
+
+class UpstreamStream(Protocol):
+    """An answer that comes in pieces."""
+
+    @property
+    def status(self) -> int: ...
+
+    async def refusal(self) -> UpstreamAnswer:
+        """The whole answer, where the status is not 200; raises UpstreamFailed."""
+        ...
+
+    def payloads(self) -> AsyncIterator[bytes]:
+        """The data of each server-sent event; raises UpstreamFailed when it breaks off."""
+        ...
+
+
+class Upstream(Protocol):
+    """Something that answers requests and says what they used."""
+
+    name: str
+    count_source: CountSource
+
+    async def models(self) -> list[ServedModel]:
+        """What it serves now; raises UpstreamUnavailable."""
+        ...
+
+    async def count_prompt_tokens(self, body: bytes) -> int:
+        """Exactly as many tokens as the model would see; raises UpstreamUnavailable."""
+        ...
+
+    async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
+        """Raises UpstreamUnavailable or UpstreamFailed."""
+        ...
+
+    def stream(
+        self, path: str, body: bytes, *, request_id: str
+    ) -> AbstractAsyncContextManager[UpstreamStream]:
+        """Leaving the context before the end cancels the work upstream."""
+        ...

@@ -1,0 +1,163 @@
+"""An upstream that plays a script: answers, delays and faults, with no model behind it."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import msgspec
+
+from steelyard.gateway.upstreams.base import (
+    ServedModel,
+    UpstreamAnswer,
+    UpstreamFailed,
+    UpstreamUnavailable,
+)
+from steelyard.metering.token_bound import TokenizerFacts
+from steelyard.metering.usage_event import CountSource
+
+FACTS = TokenizerFacts(
+    sha256="0" * 64,
+    is_byte_level=True,
+    bytes_per_token_max=16,
+    template_tokens_base=10,
+    template_tokens_per_message=5,
+)
+
+
+@dataclass(slots=True)
+class Script:
+    """What the upstream does with the next request; one word is one token.
+
+    `fails_after_words` breaks the answer off, `hangs_after_words` leaves it open for ever, and
+    `reports_usage` says whether counts are sent at all.
+    """
+
+    words: Sequence[str] = ("hello", "world")
+    prompt_tokens: int = 7
+    status: int = 200
+    is_away: bool = False
+    fails_after_words: int | None = None
+    hangs_after_words: int | None = None
+    finish_reason: str = "stop"
+    reports_usage: bool = True
+    usage: dict[str, Any] | None = None
+
+
+@dataclass(slots=True)
+class ScriptedUpstream:
+    """Implements Upstream; remembers the bodies that it was sent."""
+
+    script: Script = field(default_factory=Script)
+    model: str = "scripted"
+    name: str = "scripted"
+    count_source: CountSource = "provider"
+    context_tokens_max: int = 8192
+    bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    cancelled_count: int = 0
+
+    async def models(self) -> list[ServedModel]:
+        self._check_presence()
+        return [ServedModel(self.model, self.name, self.context_tokens_max, True, FACTS)]
+
+    async def count_prompt_tokens(self, body: bytes) -> int:
+        del body
+        self._check_presence()
+        return self.script.prompt_tokens
+
+    async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
+        del path, request_id
+        self._begin(body)
+        if self.script.status != 200:
+            return self._refusal()
+        for position in range(len(self.script.words) + 1):
+            await self._act_at(position)
+        message = {"role": "assistant", "content": " ".join(self.script.words)}
+        choice = {"index": 0, "message": message, "finish_reason": self.script.finish_reason}
+        document: dict[str, Any] = {"id": "scripted", "model": self.model, "choices": [choice]}
+        if self.script.reports_usage:
+            document["usage"] = self._usage(len(self.script.words))
+        return UpstreamAnswer(200, msgspec.json.encode(document))
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: bytes, *, request_id: str
+    ) -> AsyncGenerator["ScriptedStream"]:
+        del path, request_id
+        self._begin(body)
+        try:
+            yield ScriptedStream(self)
+        except anyio.get_cancelled_exc_class():
+            self.cancelled_count += 1
+            raise
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The chunks of a stream, one a word, then the end and the usage."""
+        for position, word in enumerate(self.script.words):
+            await self._act_at(position)
+            yield self._chunk([{"index": 0, "delta": {"content": word}}], position + 1)
+        await self._act_at(len(self.script.words))
+        count = len(self.script.words)
+        end: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": self.script.finish_reason}
+        yield self._chunk([end], count)
+        if self.script.reports_usage:
+            yield self._chunk([], count)
+
+    def refusal(self) -> UpstreamAnswer:
+        return self._refusal()
+
+    def _begin(self, body: bytes) -> None:
+        self._check_presence()
+        self.bodies.append(msgspec.json.decode(body))
+
+    def _check_presence(self) -> None:
+        if self.script.is_away:
+            raise UpstreamUnavailable("the scripted upstream is away")
+
+    async def _act_at(self, position: int) -> None:
+        if position == self.script.fails_after_words:
+            raise UpstreamFailed("the scripted upstream broke off")
+        if position == self.script.hangs_after_words:
+            await anyio.sleep_forever()
+        await anyio.lowlevel.checkpoint()
+
+    def _chunk(self, choices: list[dict[str, Any]], count: int) -> dict[str, Any]:
+        chunk: dict[str, Any] = {"id": "scripted", "model": self.model, "choices": choices}
+        if self.script.reports_usage:
+            chunk["usage"] = self._usage(count)
+        return chunk
+
+    def _usage(self, count: int) -> dict[str, Any]:
+        if self.script.usage is not None:
+            return self.script.usage
+        prompt = self.script.prompt_tokens
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": count,
+            "total_tokens": prompt + count,
+        }
+
+    def _refusal(self) -> UpstreamAnswer:
+        error = {"message": "scripted refusal", "type": "scripted", "code": "scripted_refusal"}
+        return UpstreamAnswer(self.script.status, msgspec.json.encode({"error": error}), "3")
+
+
+class ScriptedStream:
+    """Implements UpstreamStream."""
+
+    def __init__(self, upstream: ScriptedUpstream) -> None:
+        self._upstream = upstream
+
+    @property
+    def status(self) -> int:
+        return self._upstream.script.status
+
+    async def refusal(self) -> UpstreamAnswer:
+        return self._upstream.refusal()
+
+    async def payloads(self) -> AsyncIterator[bytes]:
+        async for chunk in self._upstream.chunks():
+            yield msgspec.json.encode(chunk)
+        yield b"[DONE]"

@@ -1,0 +1,1 @@
+"""What can be asked: each workload says what is asked, what it can cost at most, what it used."""

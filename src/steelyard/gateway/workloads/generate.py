@@ -1,0 +1,96 @@
+"""The plain door: POST /generate takes a prompt and gives a response, and nothing else."""
+
+import msgspec
+
+from steelyard.gateway.refusals import EmptyPrompt, InvalidRequest
+from steelyard.gateway.workloads.asked import (
+    Asked,
+    count_utf8_bytes,
+    digest_request,
+    read_fields,
+    read_typed,
+)
+from steelyard.gateway.workloads.chat import ENDPOINT as CHAT_PATH
+from steelyard.gateway.workloads.chat import single_message
+from steelyard.metering.token_bound import PromptSize
+
+ENDPOINT = "/generate"
+FIELDS = frozenset(
+    {"model", "prompt", "max_new_tokens", "temperature", "top_p", "seed", "return_token_ids"}
+)
+
+
+class GenerateFields(msgspec.Struct):
+    prompt: str
+    model: str | None = None
+    max_new_tokens: int | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class _ChatAnswer(msgspec.Struct):
+    model: str
+    choices: list[_Choice]
+    usage: msgspec.Raw
+    prompt_token_ids: list[int] | None = None
+
+
+_decoder = msgspec.json.Decoder(GenerateFields)
+_answer_decoder = msgspec.json.Decoder(_ChatAnswer)
+
+
+def parse_generate(body: bytes) -> Asked:
+    """Read a plain request, which is asked as a chat of one message."""
+    fields = read_fields(body)
+    typed = read_typed(body, _decoder)
+    for name in fields:
+        if name not in FIELDS:
+            raise InvalidRequest(
+                f"{name} is not known here; /generate takes {', '.join(sorted(FIELDS))}",
+                parameter=name,
+            )
+    text_bytes = count_utf8_bytes(typed.prompt, parameter="prompt")
+    if not text_bytes:
+        raise EmptyPrompt("prompt must have some text", parameter="prompt")
+    limit = typed.max_new_tokens
+    if limit is not None and limit < 1:
+        message = f"max_new_tokens must be at least 1, got {limit}"
+        raise InvalidRequest(message, parameter="max_new_tokens")
+    messages = single_message(typed.prompt)
+    passed = {name: raw for name, raw in fields.items() if name not in {"prompt", "max_new_tokens"}}
+    return Asked(
+        endpoint=ENDPOINT,
+        upstream_path=CHAT_PATH,
+        model=typed.model,
+        size=PromptSize(text_bytes + len("user"), 1),
+        prompt_fields={"messages": messages},
+        fields={**passed, "messages": messages},
+        output_tokens_max=limit,
+        is_streamed=False,
+        wants_usage=True,
+        request_digest=digest_request(body),
+    )
+
+
+def plain_answer(body: bytes) -> bytes:
+    """A chat answer in the shape of this door."""
+    answer = _answer_decoder.decode(body)
+    choice = answer.choices[0]
+    plain: dict[str, object] = {
+        "response": choice.message.content or "",
+        "model": answer.model,
+        "finish_reason": choice.finish_reason,
+        "usage": answer.usage,
+    }
+    if choice.token_ids is not None:
+        plain["token_ids"] = choice.token_ids
+        plain["prompt_token_ids"] = answer.prompt_token_ids
+    return msgspec.json.encode(plain)

@@ -1,0 +1,33 @@
+"""Identifiers: how they are made and what they look like."""
+
+import re
+import secrets
+
+from uuid_utils import uuid7
+
+from steelyard.errors import Refusal
+
+_SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+
+class NameMalformed(Refusal):
+    """A name is 1 to 63 lower-case letters, digits and dashes, and begins and ends with no dash."""
+
+    code = "name_malformed"
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): unique, and in the order of its making."""
+    return str(uuid7())
+
+
+def new_secret() -> str:
+    """256 random bits, safe in a URL."""
+    return secrets.token_urlsafe(32)
+
+
+def read_name(text: str) -> str:
+    """Accept a name that is safe in a path, a URL and a file name."""
+    if not _SLUG.fullmatch(text):
+        raise NameMalformed(f"{text!r} is not a name: {NameMalformed.__doc__}")
+    return text

@@ -1,0 +1,1 @@
+"""WHERE MONEY IS: double entry. Pure, but for its store protocol."""

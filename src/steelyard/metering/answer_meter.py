@@ -1,0 +1,38 @@
+"""The meter of one answer: what the upstream has reported so far, and what the client has got."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+
+from steelyard.metering.usage import NO_USAGE, Usage
+
+
+@dataclass(slots=True)
+class AnswerMeter:
+    """Counts while an answer passes; reading it never blocks the answer."""
+
+    reported: Usage | None = None
+    delivered: Usage = NO_USAGE
+    raw_usage: bytes | None = None
+    first_token_at: datetime | None = None
+    finish_reason: str | None = None
+    is_complete: bool = False
+    _delivered_bytes: list[bytes] = field(default_factory=list[bytes])
+
+    def report(self, usage: Usage, *, raw: bytes) -> None:
+        """The upstream says that this is the usage up to now."""
+        self.reported = usage
+        self.raw_usage = raw
+
+    def deliver(self, payload: bytes, *, at: datetime) -> None:
+        """The client has been handed everything that was reported up to now."""
+        self._delivered_bytes.append(payload)
+        if self.reported is None or not self.reported.output_tokens:
+            return
+        self.delivered = self.reported
+        if self.first_token_at is None:
+            self.first_token_at = at
+
+    def output_digest(self) -> str:
+        """SHA-256 over what the client was handed."""
+        return sha256(b"".join(self._delivered_bytes)).hexdigest()

@@ -1,0 +1,42 @@
+"""Bounds on a token count that need no tokenizer.
+
+A byte-level tokenizer never gives more tokens than the text has UTF-8 bytes, and every token stands
+for at most as many bytes as the longest piece of the vocabulary. So most requests pass, and absurd
+ones are refused, without a count.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFacts:
+    """What an upstream says about the tokenizer of a model."""
+
+    sha256: str
+    is_byte_level: bool
+    bytes_per_token_max: int
+    template_tokens_base: int
+    template_tokens_per_message: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSize:
+    """The size of a prompt before anybody tokenized it."""
+
+    text_bytes: int
+    message_count: int
+
+
+def input_tokens_upper_bound(size: PromptSize, *, facts: TokenizerFacts) -> int | None:
+    """No prompt of this size has more tokens; None where the tokenizer allows no such bound."""
+    if not facts.is_byte_level:
+        return None
+    template = facts.template_tokens_base + facts.template_tokens_per_message * size.message_count
+    return size.text_bytes + template
+
+
+def input_tokens_lower_bound(size: PromptSize, *, facts: TokenizerFacts) -> int:
+    """No prompt of this size has fewer tokens."""
+    if not facts.is_byte_level:
+        return 0
+    return -(-size.text_bytes // facts.bytes_per_token_max)

@@ -1,0 +1,81 @@
+"""Money: exact amounts, counted in picos. No float may enter or leave.
+
+A pico is 10⁻¹² of the currency's unit. A price per million tokens with six decimals is a whole
+number of picos per token, so rating never rounds.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NewType
+
+from steelyard.errors import Refusal
+
+PICOS_PER_UNIT = 10**12
+PICO_DIGITS = 12
+
+Currency = NewType("Currency", str)
+
+# 30 digits are more than all the money there is; the bound keeps hostile input cheap.
+_DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,29})(?:\.[0-9]{1,30})?", re.ASCII)
+_CURRENCY = re.compile(r"[A-Z]{3}")
+
+
+class AmountMalformed(Refusal):
+    """The amount is not a plain decimal number with at most 12 decimals."""
+
+    code = "amount_malformed"
+
+
+class CurrencyUnknown(Refusal):
+    """A currency is three capital letters, as in ISO 4217: USD, EUR, CNY."""
+
+    code = "currency_unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Money:
+    """An exact amount in one currency, counted in picos."""
+
+    picos: int
+    currency: Currency
+
+    def __post_init__(self) -> None:
+        assert type(self.picos) is int, f"money must be whole, got {self.picos!r}"
+
+    def __add__(self, other: "Money") -> "Money":
+        assert self.currency == other.currency, f"{self.currency} + {other.currency}"
+        return Money(self.picos + other.picos, self.currency)
+
+    def __sub__(self, other: "Money") -> "Money":
+        assert self.currency == other.currency, f"{self.currency} - {other.currency}"
+        return Money(self.picos - other.picos, self.currency)
+
+    def __str__(self) -> str:
+        return f"{write_decimal(self.picos)} {self.currency}"
+
+
+def read_currency(text: str) -> Currency:
+    """Accept an ISO 4217 shaped code."""
+    if not _CURRENCY.fullmatch(text):
+        raise CurrencyUnknown(f"{text!r} is not a currency; write three capital letters, as in USD")
+    return Currency(text)
+
+
+def read_decimal(text: str) -> int:
+    """Turn '12.5' into picos, exactly; refuses more than 12 decimals, exponents and signs of '+'."""
+    if not _DECIMAL.fullmatch(text):
+        raise AmountMalformed(f"{text!r} is not an amount; write a plain decimal such as 12.50")
+    whole, _, decimals = text.lstrip("-").partition(".")
+    decimals = decimals.rstrip("0")
+    if len(decimals) > PICO_DIGITS:
+        raise AmountMalformed(f"{text!r} has more than {PICO_DIGITS} decimals")
+    picos = int(whole) * PICOS_PER_UNIT + int(decimals.ljust(PICO_DIGITS, "0"))
+    return -picos if text.startswith("-") else picos
+
+
+def write_decimal(picos: int) -> str:
+    """The shortest decimal that reads back to the same picos."""
+    sign = "-" if picos < 0 else ""
+    whole, fraction = divmod(abs(picos), PICOS_PER_UNIT)
+    decimals = f"{fraction:0{PICO_DIGITS}d}".rstrip("0")
+    return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"

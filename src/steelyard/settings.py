@@ -1,0 +1,169 @@
+"""Settings: read once at start, frozen, and handed on as plain values by app.py.
+
+Each can be given as an environment variable (STEELYARD_GATEWAY_PORT), or in a TOML file that
+STEELYARD_CONFIG names; the environment goes before the file.
+"""
+
+import os
+from pathlib import Path
+
+from platformdirs import user_data_path
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from steelyard.errors import Refusal
+
+DEFAULT_MODEL = "smollm2"
+
+
+class SettingsInvalid(Refusal):
+    """A setting has a value that it cannot have."""
+
+    code = "settings_invalid"
+
+
+class Settings(BaseSettings):
+    """Everything that an operator can set; `docs/reference/settings.md` lists the same."""
+
+    model_config = SettingsConfigDict(env_prefix="STEELYARD_", frozen=True, extra="forbid")
+
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("steelyard"),
+        description="folder of the books, the outboxes, the models and the logs",
+    )
+    database_url: str | None = Field(
+        default=None,
+        description="database of the books; default: SQLite in the data folder",
+    )
+    models_dir: Path | None = Field(
+        default=None, description="folder of converted models; default: in the data folder"
+    )
+    secret_file: Path | None = Field(
+        default=None,
+        description="file with the secret that key hashes depend on; default: in the data folder",
+    )
+    host: str = Field(default="127.0.0.1", description="address that the services listen on")
+    gateway_port: int = Field(default=8080, ge=1, le=65535, description="port of the gateway")
+    engine_port: int = Field(default=8081, ge=1, le=65535, description="port of the engine")
+    gateway_name: str = Field(
+        default="gateway-1",
+        pattern=r"^[a-z0-9][a-z0-9-]{0,62}$",
+        description="name of this gateway; two gateways never share one",
+    )
+    engine_url: str | None = Field(
+        default=None,
+        description="address of the engine; default: the engine port on this machine",
+    )
+    model: str = Field(
+        default=DEFAULT_MODEL,
+        description="model to serve: smollm2, a folder, a GGUF file or a hub id",
+    )
+    model_name: str | None = Field(
+        default=None, description="name under which the model is served; default: its own"
+    )
+    device: str = Field(default="auto", description="auto, cpu or cuda")
+    dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
+    max_model_len: int | None = Field(
+        default=None, ge=1, description="longest context in tokens; default: the model's own"
+    )
+    input_tokens_max: int = Field(
+        default=4096, ge=1, description="longest prompt in tokens, for keys without their own limit"
+    )
+    output_tokens_default: int = Field(
+        default=1024, ge=1, description="longest answer in tokens where the client sets none"
+    )
+    requests_per_minute: int = Field(
+        default=600, ge=0, description="requests a minute, for keys without their own limit"
+    )
+    request_bytes_max: int = Field(
+        default=4 * 1024 * 1024, ge=1024, description="largest body of a request, in bytes"
+    )
+    outbox_bytes_max: int = Field(
+        default=8 * 1024**3, ge=64 * 1024, description="largest size of an outbox, in bytes"
+    )
+    upstream_connect_timeout_s: float = Field(
+        default=5.0, gt=0, description="longest wait for a connection to an upstream, in seconds"
+    )
+    upstream_read_timeout_s: float = Field(
+        default=300.0, gt=0, description="longest silence of an upstream, in seconds"
+    )
+    upstream_connections_max: int = Field(
+        default=1000, ge=1, description="most connections to an upstream"
+    )
+    refresh_s: float = Field(
+        default=0.5,
+        gt=0,
+        le=60,
+        description="how often keys and prices are looked at again, in seconds",
+    )
+    worker_poll_s: float = Field(
+        default=0.05,
+        gt=0,
+        le=60,
+        description="how often the worker looks for new events, in seconds",
+    )
+    worker_batch_max: int = Field(
+        default=1000, ge=1, le=10_000, description="most events that the worker settles at once"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del dotenv_settings, file_secret_settings
+        named = os.environ.get("STEELYARD_CONFIG")
+        if named is None:
+            return init_settings, env_settings
+        # The source itself passes over a file that is not there.
+        if not Path(named).is_file():
+            raise FileNotFoundError(f"there is no file {named}")
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, named)
+
+    @property
+    def books_path(self) -> Path:
+        return self.data_dir / "books.db"
+
+    @property
+    def outbox_dir(self) -> Path:
+        return self.data_dir / "outbox"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.data_dir / "logs"
+
+    @property
+    def engine_address(self) -> str:
+        return self.engine_url or f"http://{self.host}:{self.engine_port}"
+
+    @property
+    def models_path(self) -> Path:
+        return self.models_dir or self.data_dir / "models"
+
+    @property
+    def secret_path(self) -> Path:
+        return self.secret_file or self.data_dir / "secret"
+
+
+def read_settings(**given: object) -> Settings:
+    """Settings from the arguments, the environment and the file; raises SettingsInvalid."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**chosen)  # pyright: ignore[reportArgumentType] - pydantic checks them
+    except ValidationError as error:
+        complaints = [
+            f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}"
+            for detail in error.errors()
+        ]
+        raise SettingsInvalid("; ".join(complaints)) from error
+    except (OSError, ValueError) as error:
+        raise SettingsInvalid(f"the file in STEELYARD_CONFIG cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""HOW IT IS KEPT: the only place that knows SQLAlchemy and the database drivers."""

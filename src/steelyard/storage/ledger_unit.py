@@ -1,0 +1,163 @@
+"""The ledger's store, as one unit of work on a connection."""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from steelyard.ledger.chart import LedgerAccount, read_account_id
+from steelyard.ledger.hold import Hold, HoldStatus
+from steelyard.ledger.store import BalanceTooLarge, InsufficientFunds
+from steelyard.ledger.transaction import Transaction
+from steelyard.money import Currency, Money, write_decimal
+from steelyard.storage import schema
+from steelyard.storage.schema import SQLITE_INTEGER_MAX
+
+PARAMETERS_MAX = 500
+
+
+class SqlLedgerUnit:
+    """Implements LedgerUnit with SQLAlchemy Core."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def balance(self, account: LedgerAccount) -> int:
+        return self.read_balances({account.id}, is_locked=False).get(account.id, 0)
+
+    def post(self, transactions: Sequence[Transaction]) -> None:
+        changes: dict[str, int] = defaultdict(int)
+        for transaction in transactions:
+            for posting in transaction.postings:
+                changes[posting.account.id] += posting.picos
+        if not changes:
+            return
+        self._move_balances(changes)
+        self._insert(transactions)
+
+    def read_holds(self, hold_ids: Collection[str]) -> dict[str, Hold]:
+        found: dict[str, Hold] = {}
+        for part in parts(sorted(hold_ids)):
+            query = select(schema.holds).where(schema.holds.c.id.in_(part))
+            for row in self.connection.execute(query):
+                found[row.id] = hold_of(row)
+        return found
+
+    def close_holds(self, hold_ids: Collection[str], *, status: HoldStatus) -> None:
+        for part in parts(sorted(hold_ids)):
+            closed = self.connection.execute(
+                update(schema.holds)
+                .where(schema.holds.c.id.in_(part), schema.holds.c.status == "placed")
+                .values(status=status)
+            )
+            assert closed.rowcount == len(part), "a hold ended twice, or was never placed"
+
+    def read_balances(self, account_ids: Collection[str], *, is_locked: bool) -> dict[str, int]:
+        table = schema.ledger_accounts
+        balances: dict[str, int] = {}
+        # Always in one order, so that two units of work never wait for each other.
+        for part in parts(sorted(account_ids)):
+            query = (
+                select(table.c.id, table.c.balance).where(table.c.id.in_(part)).order_by(table.c.id)
+            )
+            rows = self.connection.execute(query.with_for_update() if is_locked else query)
+            balances.update({row.id: row.balance for row in rows})
+        return balances
+
+    def _move_balances(self, changes: dict[str, int]) -> None:
+        balances = self.read_balances(changes.keys(), is_locked=True)
+        missing = sorted(changes.keys() - balances.keys())
+        if missing:
+            self._open_accounts(missing)
+            balances = self.read_balances(changes.keys(), is_locked=True)
+        after = {account_id: balances[account_id] + picos for account_id, picos in changes.items()}
+        for account_id, balance in after.items():
+            self._check_balance(account_id, balance, change=changes[account_id])
+        table = schema.ledger_accounts
+        self.connection.execute(
+            update(table)
+            .where(table.c.id == bindparam("account"))
+            .values(balance=bindparam("after")),
+            [{"account": account_id, "after": balance} for account_id, balance in after.items()],
+        )
+
+    def _open_accounts(self, account_ids: Sequence[str]) -> None:
+        """Open accounts at zero; another unit of work may be opening the same ones right now."""
+        table = schema.ledger_accounts
+        for account_id in account_ids:
+            row = {"id": account_id, "kind": read_account_id(account_id).kind, "balance": 0}
+            try:
+                with self.connection.begin_nested():
+                    self.connection.execute(insert(table), row)
+            except IntegrityError:
+                continue
+
+    def _check_balance(self, account_id: str, balance: int, *, change: int) -> None:
+        account = read_account_id(account_id)
+        if balance < 0 and account.kind == "prepaid":
+            available = write_decimal(balance - change)
+            raise InsufficientFunds(f"{available} {account.currency} available, too little")
+        assert balance >= 0 or account.kind != "held", f"{account_id} would fall to {balance}"
+        if self.connection.dialect.name == "sqlite" and abs(balance) > SQLITE_INTEGER_MAX:
+            raise BalanceTooLarge
+
+    def _insert(self, transactions: Sequence[Transaction]) -> None:
+        self.connection.execute(
+            insert(schema.ledger_transactions),
+            [
+                {
+                    "id": transaction.id,
+                    "template": transaction.template,
+                    "reference": transaction.reference,
+                    "booked_at": transaction.booked_at,
+                    "actor": transaction.actor,
+                    "reason": transaction.reason,
+                }
+                for transaction in transactions
+            ],
+        )
+        self.connection.execute(
+            insert(schema.ledger_postings),
+            [
+                {
+                    "transaction_id": transaction.id,
+                    "account_id": posting.account.id,
+                    "picos": posting.picos,
+                }
+                for transaction in transactions
+                for posting in transaction.postings
+            ],
+        )
+
+
+def parts(values: Sequence[str]) -> list[Sequence[str]]:
+    return [values[i : i + PARAMETERS_MAX] for i in range(0, len(values), PARAMETERS_MAX)]
+
+
+def hold_row(hold: Hold) -> dict[str, object]:
+    """A hold as a row of its table."""
+    return {
+        "id": hold.id,
+        "payer_id": hold.payer_id,
+        "currency": hold.amount.currency,
+        "amount": hold.amount.picos,
+        "source": hold.source,
+        "placed_at": hold.placed_at,
+        "opened": hold.opened,
+        "status": hold.status,
+    }
+
+
+def hold_of(row: Row[Any]) -> Hold:
+    """The hold that a row holds."""
+    return Hold(
+        id=row.id,
+        payer_id=row.payer_id,
+        amount=Money(row.amount, Currency(row.currency)),
+        source=row.source,
+        placed_at=row.placed_at,
+        opened=row.opened,
+        status=row.status,
+    )

@@ -1,0 +1,1 @@
+"""Alembic migrations of the books; each brings the tables one version further."""

@@ -1,0 +1,200 @@
+"""What the books promise, on every database."""
+
+import threading
+
+import msgspec
+import pytest
+from sqlalchemy.exc import DBAPIError
+
+from steelyard.billing.books import BooksUnit, PositionMoved
+from steelyard.billing.hold_desk import HoldDeclined, HoldDesk
+from steelyard.billing.settlement import settle_batch
+from steelyard.eventlog.log import LogRecord
+from steelyard.eventlog.outbox import OutboxReader, find_outboxes
+from steelyard.gateway.upstreams.scripted import Script
+from steelyard.ids import new_id
+from steelyard.ledger.hold import Hold
+from steelyard.metering.usage_event import UsageEvent, decode_event, encode_event
+from steelyard.money import Money, read_decimal
+from steelyard.storage import schema
+from tests.world import INPUT_PRICE, OUTPUT_PRICE, USD, World
+
+
+def test_the_balance_goes_down_by_exactly_the_charge(world: World) -> None:
+    world.organisation(dollars="1")
+    world.upstream.script = Script(words=("a",) * 11, prompt_tokens=13)
+
+    answered = world.chat()
+    world.settle()
+
+    spent = Money(10**12, USD) - world.balance().total
+    assert spent.picos == 13 * INPUT_PRICE + 11 * OUTPUT_PRICE
+    assert read_decimal(answered.client.usage()["cost"]) == spent.picos
+
+
+def test_events_that_are_delivered_again_change_nothing(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    world.settle()
+    before = world.balance()
+
+    counts = _deliver(world, _records(world), log_id="another-log")
+
+    assert counts["repeated"] == 1
+    assert world.balance() == before
+    assert world.differences() == []
+
+
+def test_an_event_with_the_same_id_and_other_content_is_quarantined(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    world.settle()
+    before = world.balance()
+    event = decode_event(_records(world)[0].body)
+    forged = encode_event(_with(event, amount="0"))
+
+    counts = _deliver(world, [LogRecord(1, forged)], log_id="another-log")
+
+    assert counts["quarantined"] == 1
+    assert world.balance() == before
+    assert any("quarantine" in difference for difference in world.differences())
+
+
+def test_what_is_no_event_is_quarantined_and_stops_nobody(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    good = _records(world)[0]
+
+    counts = _deliver(
+        world, [LogRecord(1, b"garbage"), LogRecord(2, good.body)], log_id="another-log"
+    )
+
+    assert (counts["quarantined"], counts["settled"]) == (1, 1)
+
+
+def test_an_amount_that_the_worker_does_not_agree_with_waits_in_suspense(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    event = decode_event(_records(world)[0].body)
+    held = read_decimal(event.data.held)
+    wrong = encode_event(_with(event, amount="0.5"))
+
+    counts = _deliver(world, [LogRecord(1, wrong)], log_id="another-log")
+
+    assert counts["suspended"] == 1
+    assert world.balance().total == Money(10**12 - held, USD)
+    assert _stands_on(world, "suspense:USD") == held
+    assert _stands_on(world, "revenue:USD") == 0
+
+
+def test_a_worker_that_was_overtaken_cannot_post(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    records = _records(world)
+    _deliver(world, records, log_id="shared-log")
+    before = world.balance()
+
+    with pytest.raises(PositionMoved):
+        _deliver(world, records, log_id="shared-log")
+
+    assert world.balance() == before
+    assert world.differences() == []
+
+
+def test_a_crash_inside_a_batch_leaves_nothing_of_it(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    before = world.balance()
+
+    with pytest.raises(KeyboardInterrupt), world.stores.books.write() as unit:
+        _settle(world, _records(world), unit, log_id="another-log")
+        raise KeyboardInterrupt
+
+    assert world.balance() == before
+    assert world.events() == []
+    world.settle()
+    assert len(world.events()) == 1
+
+
+def test_concurrent_holds_never_exceed_the_balance(world: World) -> None:
+    organisation = world.organisation(dollars="0.000001")
+    desks = [HoldDesk(world.stores.books) for _ in range(3)]
+    price = Money(30_000, USD)
+    granted: list[str] = []
+
+    def ask(desk: HoldDesk) -> None:
+        for _ in range(20):
+            hold = Hold(new_id(), organisation.id, price, "test", world.clock.now(), "{}")
+            try:
+                desk.place(hold).result(timeout=30)
+            except HoldDeclined:
+                continue
+            granted.append(hold.id)
+
+    threads = [threading.Thread(target=ask, args=(desk,)) for desk in desks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for desk in desks:
+        desk.close()
+
+    assert len(granted) == 1_000_000 // 30_000
+    assert world.balance().available.picos == 1_000_000 % 30_000
+    assert world.balance().held.picos == len(granted) * price.picos
+
+
+@pytest.mark.parametrize("table", [table.name for table in schema.APPEND_ONLY])
+def test_what_was_written_once_cannot_be_changed(table: str, world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    world.settle()
+    _deliver(world, [LogRecord(1, b"garbage")], log_id="another-log")
+    column = schema.metadata.tables[table].primary_key.columns.values()[0].name
+
+    for statement in (f"UPDATE {table} SET {column} = {column}", f"DELETE FROM {table}"):
+        with (
+            pytest.raises(DBAPIError, match="append-only"),
+            world.stores.database.write() as connection,
+        ):
+            connection.exec_driver_sql(statement)
+
+
+def test_the_database_itself_refuses_a_negative_balance(world: World) -> None:
+    world.organisation(dollars="1")
+
+    with (
+        pytest.raises(DBAPIError, match="never_negative"),
+        world.stores.database.write() as connection,
+    ):
+        connection.exec_driver_sql("UPDATE ledger_accounts SET balance = -1 WHERE kind = 'prepaid'")
+
+    assert world.balance().available.picos == 10**12
+
+
+def _records(world: World) -> list[LogRecord]:
+    reader = OutboxReader(find_outboxes(world.settings.outbox_dir)[0])
+    records = reader.read_after(0, limit=100)
+    reader.close()
+    return records
+
+
+def _deliver(world: World, records: list[LogRecord], *, log_id: str) -> dict[str, int]:
+    with world.stores.books.write() as unit:
+        return _settle(world, records, unit, log_id=log_id)
+
+
+def _settle(
+    world: World, records: list[LogRecord], unit: BooksUnit, *, log_id: str
+) -> dict[str, int]:
+    prices = world.stores.audit.price_documents()
+    return settle_batch(records, unit, log_id=log_id, prices=prices, at=world.clock.now())
+
+
+def _with(event: UsageEvent, **changes: object) -> UsageEvent:
+    return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, **changes))
+
+
+def _stands_on(world: World, account_id: str) -> int:
+    with world.stores.audit.snapshot() as snapshot:
+        return snapshot.balances().get(account_id, 0)

@@ -1,0 +1,130 @@
+"""Every row of the settlement matrix, on every database: what is charged when an answer ends so."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import pytest
+
+from steelyard.billing.settlement_matrix import MATRIX
+from steelyard.gateway.recovery import resolve_open_holds
+from steelyard.gateway.upstreams.scripted import Script
+from steelyard.gateway.workloads.chat import parse_chat
+from tests.world import INPUT_PRICE, OUTPUT_PRICE, World
+
+WORDS = ("one", "two", "three", "four", "five")
+PROMPT_TOKENS = 7
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way for an answer to end, and the tokens of answer that are charged for it."""
+
+    cause: str
+    script: dict[str, Any] = field(default_factory=dict[str, Any])
+    asked: dict[str, Any] = field(default_factory=dict[str, Any])
+    charged_words: int | None = None
+
+    @property
+    def picos(self) -> int:
+        if self.charged_words is None:
+            return 0
+        return PROMPT_TOKENS * INPUT_PRICE + self.charged_words * OUTPUT_PRICE
+
+    def __str__(self) -> str:
+        return f"{self.cause}-{'stream' if self.asked.get('stream') else 'whole'}"
+
+
+STREAM = {"stream": True}
+ROWS = [
+    Row("completed", charged_words=5),
+    Row("completed", asked=STREAM, charged_words=5),
+    Row("stopped_by_limit", {"finish_reason": "length"}, charged_words=5),
+    Row("stopped_by_limit", {"finish_reason": "length"}, STREAM, charged_words=5),
+    Row("client_left", asked={**STREAM, "leaves_after": 3}, charged_words=3),
+    Row(
+        "client_left",
+        {"hangs_after_words": 2},
+        {**STREAM, "leaves_after": 2},
+        charged_words=2,
+    ),
+    Row("client_left_before_first_token", {"hangs_after_words": 0}, {**STREAM, "leaves_after": 0}),
+    Row("client_left_before_first_token", {"hangs_after_words": 3}, {"leaves_after": 0}),
+    Row("upstream_failed_before_first_token", {"status": 500}),
+    Row("upstream_failed_before_first_token", {"status": 503}, STREAM),
+    Row("upstream_failed_before_first_token", {"fails_after_words": 0}, STREAM),
+    Row("upstream_failed_before_first_token", {"fails_after_words": 3}),
+    Row("upstream_failed", {"fails_after_words": 4}, STREAM, charged_words=4),
+    Row("usage_missing", {"reports_usage": False}),
+    Row("usage_missing", {"reports_usage": False}, STREAM),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_an_answer_is_charged_as_its_row_of_the_matrix_says(row: Row, world: World) -> None:
+    world.organisation(dollars="1")
+    before = world.balance().total
+    world.upstream.script = Script(words=WORDS, prompt_tokens=PROMPT_TOKENS, **row.script)
+
+    world.chat(**row.asked)
+    world.settle()
+
+    assert [event.data.end_cause for event in world.events()] == [row.cause]
+    assert before.picos - world.balance().available.picos == row.picos
+    assert world.balance().held.picos == 0
+    assert world.differences() == []
+
+
+def test_an_attempt_whose_gateway_died_is_charged_nothing(world: World) -> None:
+    world.organisation(dollars="1")
+    before = world.balance()
+    attempt = _leave_a_hold_open(world)
+    world.stop_gateway()
+    world.start_gateway()
+
+    count = resolve_open_holds(
+        world.stores.books, world.outbox, source_prefix="urn:steelyard:", clock=world.clock
+    )
+    world.settle()
+
+    assert count == 1
+    assert [(e.id, e.data.end_cause) for e in world.events()] == [(attempt, "gateway_crashed")]
+    assert world.balance() == before
+    assert world.differences() == []
+
+
+def test_an_attempt_that_was_closed_before_the_crash_keeps_its_event(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    world.stop_gateway()
+    world.start_gateway()
+
+    count = resolve_open_holds(
+        world.stores.books, world.outbox, source_prefix="urn:steelyard:", clock=world.clock
+    )
+    world.settle()
+
+    assert count == 0
+    assert [event.data.end_cause for event in world.events()] == ["completed"]
+    assert world.differences() == []
+
+
+def test_every_row_of_the_matrix_is_tried_here_or_named() -> None:
+    tried_elsewhere = {"gateway_crashed", "event_log_failed"}
+
+    tried = {row.cause for row in ROWS}
+
+    assert tried | tried_elsewhere == set(MATRIX)
+
+
+def _leave_a_hold_open(world: World) -> str:
+    """Place a hold as admission does, and die."""
+    body = b'{"model":"scripted","messages":[{"role":"user","content":"hello"}],"max_tokens":9}'
+
+    async def admit() -> str:
+        await world.prices.snapshot.refresh()
+        await world.admission.catalog.refresh()
+        admitted = await world.admission.admit(parse_chat(body), world.keys["acme"], request_id="r")
+        return admitted.hold.id
+
+    return anyio.run(admit)

@@ -1,0 +1,279 @@
+"""The one test harness: the whole product in one process, spoken to in business verbs."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import anyio
+
+from steelyard.access.rate_limit import RequestRateLimit
+from steelyard.access.tenant import Department, Organisation, PaysFrom
+from steelyard.access.virtual_key import VirtualKey
+from steelyard.app.stores import open_stores
+from steelyard.billing.hold_desk import HoldDesk
+from steelyard.billing.statement import Balance, Period, Statement, make_statement, read_balance
+from steelyard.billing.top_up import add_credit
+from steelyard.billing.verification import Check, verify_books
+from steelyard.clock import FakeClock
+from steelyard.entrypoints.openai_api.error_answer import error_body, status_of
+from steelyard.entrypoints.worker_process import Worker
+from steelyard.errors import Failure, SteelyardError
+from steelyard.eventlog.outbox import Outbox
+from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.model_catalog import ModelCatalog
+from steelyard.gateway.prices import PriceDirectory
+from steelyard.gateway.relay import UpstreamRefused
+from steelyard.gateway.serve import Gateway, serve
+from steelyard.gateway.snapshot import Snapshot
+from steelyard.gateway.upstreams.scripted import ScriptedUpstream
+from steelyard.gateway.workloads.chat import parse_chat
+from steelyard.ids import new_id
+from steelyard.metering.usage_event import UsageEvent, decode_event
+from steelyard.money import Currency, Money, read_decimal
+from steelyard.pricing.price_book import PriceVersion, publishable_version
+from steelyard.pricing.price_book_yaml import read_price_book
+from steelyard.settings import Settings
+
+NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+USD = Currency("USD")
+PRICE_BOOK = """
+schema: steelyard.price-book/v1
+name: world
+currency: USD
+effective_from: 2026-01-01T00:00:00Z
+models:
+  - match: scripted
+    prices:
+      input.text: { amount: 2, per: 1M }
+      output.text: { amount: 10, per: 1M }
+"""
+INPUT_PRICE = 2_000_000
+OUTPUT_PRICE = 10_000_000
+
+
+@dataclass(slots=True)
+class RecordingClient:
+    """A client that remembers what it got, and that can leave after so many chunks of text."""
+
+    leaves_after: int | None = None
+    status: int | None = None
+    document: dict[str, Any] = field(default_factory=dict[str, Any])
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    events: list[str] = field(default_factory=list[str])
+    has_started: bool = False
+    _gone: anyio.Event = field(default_factory=anyio.Event)
+
+    async def left(self) -> None:
+        if self.leaves_after == 0:
+            self._gone.set()
+        await self._gone.wait()
+
+    async def start_stream(self, headers: dict[str, str]) -> None:
+        self.has_started, self.status, self.headers = True, 200, headers
+
+    async def send(self, event: bytes) -> None:
+        self.events.append(event.decode().removeprefix("data: ").strip())
+        if self.leaves_after is not None and len(self.words()) >= self.leaves_after:
+            self._gone.set()
+
+    async def answer(self, body: bytes, headers: Mapping[str, str]) -> None:
+        self.has_started, self.status, self.headers = True, 200, headers
+        self.document = json.loads(body)
+
+    async def answer_from_upstream(self, refused: UpstreamRefused) -> None:
+        self.has_started, self.status = True, refused.answer.status
+        self.document = json.loads(refused.answer.body)
+
+    async def fail_stream(self, failure: Failure) -> None:
+        if not self.has_started:
+            raise failure
+        await self.send(b"data: " + error_body(failure))
+
+    def words(self) -> list[str]:
+        return [
+            choice["delta"]["content"]
+            for chunk in self.chunks()
+            for choice in chunk.get("choices", [])
+            if choice["delta"].get("content")
+        ]
+
+    def chunks(self) -> list[dict[str, Any]]:
+        return [json.loads(event) for event in self.events if event != "[DONE]"]
+
+    def usage(self) -> dict[str, Any]:
+        if self.document:
+            return self.document["usage"]
+        return next(chunk["usage"] for chunk in self.chunks() if chunk.get("usage"))
+
+
+@dataclass(slots=True)
+class Answered:
+    """What became of a request: the client's side of it, or the error."""
+
+    client: RecordingClient
+    error: SteelyardError | None = None
+
+    @property
+    def status(self) -> int | None:
+        return status_of(self.error) if self.error else self.client.status
+
+
+class World:
+    """One organisation's worth of product; build it in a `with`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.stores = open_stores(settings, should_migrate=True)
+        self.clock = FakeClock(NOW)
+        self.upstream = ScriptedUpstream()
+        self.keys: dict[str, VirtualKey] = {}
+        self.tenants: dict[str, Organisation | Department] = {}
+        self.publish_prices(PRICE_BOOK)
+        self.start_gateway()
+        self.start_worker()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop_gateway()
+        self.stores.database.close()
+
+    def publish_prices(self, text: str) -> None:
+        version = publishable_version(read_price_book(text))
+        self.stores.prices.publish(version, at=self.clock.now())
+
+    def start_gateway(self) -> None:
+        self.outbox = Outbox(
+            self.settings.outbox_dir / "world.outbox",
+            source=f"urn:steelyard:gateway:world:{new_id()}",
+            bytes_max=self.settings.outbox_bytes_max,
+        )
+        self.hold_desk = HoldDesk(self.stores.books)
+        prices = Snapshot[Sequence[PriceVersion]](
+            self.stores.prices.versions, self.stores.prices.revision, 1.0
+        )
+        self.prices = PriceDirectory(prices, self.clock)
+        self.admission = Admission(
+            catalog=ModelCatalog([self.upstream]),
+            prices=self.prices,
+            rate_limit=RequestRateLimit(time.monotonic),
+            hold_desk=self.hold_desk,
+            outbox=self.outbox,
+            limits=AdmissionLimits(
+                input_tokens_max=self.settings.input_tokens_max,
+                output_tokens_default=self.settings.output_tokens_default,
+                requests_per_minute=self.settings.requests_per_minute,
+            ),
+            clock=self.clock,
+        )
+
+    def stop_gateway(self) -> None:
+        self.hold_desk.close()
+        self.outbox.close()
+
+    def start_worker(self, *, batch_max: int = 1000) -> None:
+        self.worker = Worker(self.stores, self.settings.outbox_dir, batch_max=batch_max)
+
+    def organisation(self, name: str = "acme", *, dollars: str = "0") -> Organisation:
+        """An organisation with a department and a key of the same name as itself."""
+        organisation = Organisation(new_id(), name, USD, self.clock.now())
+        self.stores.access.insert_organisation(organisation)
+        self.tenants[name] = organisation
+        self.department(organisation, name, pays_from="organisation")
+        if read_decimal(dollars):
+            self.top_up(organisation, dollars)
+        return organisation
+
+    def department(
+        self, organisation: Organisation, name: str, *, pays_from: PaysFrom = "department"
+    ) -> Department:
+        department = Department(new_id(), organisation, name, pays_from, self.clock.now())
+        self.stores.access.insert_department(department)
+        self.tenants[department.path] = department
+        key = VirtualKey(
+            id=new_id(),
+            name=name,
+            department=department,
+            hint="",
+            requests_per_minute=None,
+            input_tokens_max=None,
+            created_at=self.clock.now(),
+            revoked_at=None,
+        )
+        self.stores.access.insert_key(key, secret_hash=new_id())
+        self.keys[name] = key
+        return department
+
+    def top_up(self, tenant: Organisation | Department, dollars: str) -> None:
+        add_credit(
+            self.stores.books,
+            tenant,
+            amount=Money(read_decimal(dollars), USD),
+            actor="test",
+            reason="test",
+            clock=self.clock,
+        )
+
+    def chat(self, key: str = "acme", **given: Any) -> Answered:
+        """Ask one question; `leaves_after` makes the client go after so many words."""
+        return anyio.run(self.chat_async, key, given)
+
+    async def chat_async(self, key: str, given: dict[str, Any]) -> Answered:
+        client = RecordingClient(leaves_after=given.pop("leaves_after", None))
+        body = {
+            "model": "scripted",
+            "messages": [{"role": "user", "content": "what do I owe?"}],
+            "max_tokens": 20,
+            **({"stream_options": {"include_usage": True}} if given.get("stream") else {}),
+            **given,
+        }
+        body = {name: value for name, value in body.items() if value is not None}
+        await self.prices.snapshot.refresh()
+        await self.admission.catalog.refresh()
+        gateway = Gateway(self.admission, self.outbox, self.clock)
+        try:
+            asked = parse_chat(json.dumps(body).encode())
+            with anyio.fail_after(20):
+                await serve(gateway, asked, self.keys[key], client, request_id=new_id())
+        except SteelyardError as error:
+            return Answered(client, error)
+        return Answered(client)
+
+    def settle(self) -> None:
+        """Let the worker bring everything into the books."""
+        while self.worker.work():
+            pass
+
+    def balance(self, tenant: str = "acme") -> Balance:
+        with self.stores.reports.snapshot() as snapshot:
+            return read_balance(snapshot, self.tenants[tenant])
+
+    def statement(self, tenant: str = "acme") -> Statement:
+        self.clock.advance(seconds=1)
+        period = Period(NOW.replace(day=1), self.clock.now())
+        with self.stores.reports.snapshot() as snapshot:
+            return make_statement(snapshot, self.tenants[tenant], period=period)
+
+    def events(self) -> list[UsageEvent]:
+        """All events in the books, the oldest first."""
+        with self.stores.reports.snapshot() as snapshot:
+            recent = snapshot.recent_events(limit=10_000)
+        return sorted((decode_event(event.body) for event in recent), key=lambda event: event.id)
+
+    def verify(self) -> list[Check]:
+        with self.stores.audit.snapshot() as snapshot:
+            return verify_books(snapshot)
+
+    def differences(self) -> list[str]:
+        """Everything that verification finds wrong."""
+        return [difference for check in self.verify() for difference in check.differences]
