@@ -84,8 +84,11 @@ class RecordingClient:
         self.has_started, self.status, self.headers = True, 200, headers
         self.document = json.loads(body)
 
-    async def answer_from_upstream(self, refused: UpstreamRefused) -> None:
+    async def answer_from_upstream(
+        self, refused: UpstreamRefused, headers: Mapping[str, str]
+    ) -> None:
         self.has_started, self.status = True, refused.answer.status
+        self.headers = headers
         self.document = json.loads(refused.answer.body)
 
     async def fail_stream(self, failure: Failure) -> None:

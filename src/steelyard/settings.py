@@ -47,7 +47,11 @@ class Settings(BaseSettings):
         default=None,
         description="file with the secret that key hashes depend on; default: in the data folder",
     )
-    host: str = Field(default="127.0.0.1", description="address that the services listen on")
+    host: str = Field(default="127.0.0.1", description="address that the gateway listens on")
+    engine_host: str = Field(
+        default="127.0.0.1",
+        description="address that the engine listens on; it asks for no key, so keep it private",
+    )
     gateway_port: int = Field(default=8080, ge=1, le=65535, description="port of the gateway")
     engine_port: int = Field(default=8081, ge=1, le=65535, description="port of the engine")
     gateway_name: str = Field(
@@ -57,7 +61,7 @@ class Settings(BaseSettings):
     )
     engine_url: str | None = Field(
         default=None,
-        description="address of the engine; default: the engine port on this machine",
+        description="address of the engine; default: engine host and port",
     )
     model: str = Field(
         default=DEFAULT_MODEL,
@@ -70,6 +74,18 @@ class Settings(BaseSettings):
     dtype: str = Field(default="auto", description="auto, float32, bfloat16 or float16")
     max_model_len: int | None = Field(
         default=None, ge=1, description="longest context in tokens; default: the model's own"
+    )
+    engine_batch_max: int = Field(
+        default=8, ge=1, description="answers that the engine produces together"
+    )
+    engine_waiting_max: int = Field(
+        default=64, ge=0, description="requests that may wait for the engine; more get 503"
+    )
+    engine_threads: int | None = Field(
+        default=None, ge=1, description="threads of torch; default: half of the cores"
+    )
+    engine_request_log: Path | None = Field(
+        default=None, description="file that gets a JSON line for each request to the engine"
     )
     input_tokens_max: int = Field(
         default=4096, ge=1, description="longest prompt in tokens, for keys without their own limit"
@@ -143,7 +159,7 @@ class Settings(BaseSettings):
 
     @property
     def engine_address(self) -> str:
-        return self.engine_url or f"http://{self.host}:{self.engine_port}"
+        return self.engine_url or f"http://{self.engine_host}:{self.engine_port}"
 
     @property
     def models_path(self) -> Path:

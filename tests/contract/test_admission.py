@@ -91,7 +91,7 @@ def test_an_absurd_prompt_is_refused_without_a_count(sqlite_world: World) -> Non
     answered = sqlite_world.chat(messages=[{"role": "user", "content": "x" * 1_000_000}])
 
     assert answered.status == 413
-    assert "at least 62501 tokens" in str(answered.error)
+    assert "at least 62500 tokens" in str(answered.error)
 
 
 def test_a_key_gets_its_requests_of_a_minute_and_not_one_more(make_settings: MakeSettings) -> None:

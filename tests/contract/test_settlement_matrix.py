@@ -50,8 +50,8 @@ ROWS = [
     ),
     Row("client_left_before_first_token", {"hangs_after_words": 0}, {**STREAM, "leaves_after": 0}),
     Row("client_left_before_first_token", {"hangs_after_words": 3}, {"leaves_after": 0}),
-    Row("upstream_failed_before_first_token", {"status": 500}),
-    Row("upstream_failed_before_first_token", {"status": 503}, STREAM),
+    Row("upstream_refused", {"status": 500}),
+    Row("upstream_refused", {"status": 503}, STREAM),
     Row("upstream_failed_before_first_token", {"fails_after_words": 0}, STREAM),
     Row("upstream_failed_before_first_token", {"fails_after_words": 3}),
     Row("upstream_failed", {"fails_after_words": 4}, STREAM, charged_words=4),
@@ -110,7 +110,7 @@ def test_an_attempt_that_was_closed_before_the_crash_keeps_its_event(world: Worl
 
 
 def test_every_row_of_the_matrix_is_tried_here_or_named() -> None:
-    tried_elsewhere = {"gateway_crashed", "event_log_failed"}
+    tried_elsewhere = {"gateway_crashed", "gateway_stopped", "event_log_failed"}
 
     tried = {row.cause for row in ROWS}
 

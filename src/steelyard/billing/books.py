@@ -13,6 +13,8 @@ from steelyard.ledger.store import LedgerUnit
 from steelyard.metering.usage_event import UsageEvent
 from steelyard.pricing.rating import ChargeLine
 
+# A source and a sequence in it.
+Place = tuple[str, int]
 EventOutcome = Literal["settled", "suspended"]
 
 
@@ -53,6 +55,10 @@ class BooksUnit(LedgerUnit, Protocol):
 
     def content_hashes(self, event_ids: Collection[str]) -> dict[str, str]:
         """The content hash of each of these events that the books know."""
+        ...
+
+    def places_taken(self, places: Collection[Place]) -> set[Place]:
+        """Which of these places in the chain of a source have an event already."""
         ...
 
     def insert_events(self, events: Sequence[RatedEvent], *, at: datetime) -> None: ...

@@ -29,7 +29,8 @@ def rate_record(record: UsageRecord, *, document: Mapping[str, Any]) -> list[Cha
         raise EventNotRateable(f"priced in {document['currency']}, booked in {record.currency}")
     prices = _prices(record.model_served, document["models"])
     return [
-        _line(meter, count, prices.get(meter)) for meter, count in sorted(record.meters.items())
+        _line(meter, count, _nearest(meter, prices))
+        for meter, count in sorted(record.meters.items())
     ]
 
 
@@ -39,6 +40,13 @@ def _prices(model: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, An
     for entry in exact + pattern:
         return entry["prices"]
     raise EventNotRateable(f"the price version does not cover the model {model!r}")
+
+
+def _nearest(meter: str, prices: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The price of the meter, or of the longest part of its name that has one."""
+    parts = meter.split(".")
+    names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    return next((prices[name] for name in names if name in prices), None)
 
 
 def _line(meter: str, count: str, price: Mapping[str, Any] | None) -> ChargeLine:

@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from steelyard.billing.books import BooksUnit, QuarantinedEvent, RatedEvent
+from steelyard.billing.books import BooksUnit, Place, QuarantinedEvent, RatedEvent
+from steelyard.billing.event_content import EventMalformed, check_content
 from steelyard.billing.event_rating import EventNotRateable, rate_record
 from steelyard.eventlog.log import LogRecord
 from steelyard.ledger.hold import Hold
@@ -32,6 +33,10 @@ class _Delivery:
     record: LogRecord
     content_hash: str
     event: UsageEvent
+
+    @property
+    def place(self) -> Place:
+        return self.event.source, int(self.event.sequence)
 
 
 def settle_batch(
@@ -77,16 +82,22 @@ def _fresh_deliveries(
     for record in records:
         try:
             event = decode_event(record.body)
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
+            check_content(event)
+        except (msgspec.DecodeError, msgspec.ValidationError, EventMalformed) as error:
             quarantined.append(_quarantine(record, f"not a usage event: {error}", log_id=log_id))
             continue
         deliveries.append(_Delivery(record, hash_event(record.body), event))
     known = unit.content_hashes({delivery.event.id for delivery in deliveries})
+    taken = unit.places_taken({delivery.place for delivery in deliveries})
     fresh: list[_Delivery] = []
     for delivery in deliveries:
         known_hash = known.get(delivery.event.id)
-        if known_hash is None:
+        if known_hash is None and delivery.place in taken:
+            complaint = f"another event has the place {delivery.place} already"
+            quarantined.append(_quarantine(delivery.record, complaint, log_id=log_id))
+        elif known_hash is None:
             known[delivery.event.id] = delivery.content_hash
+            taken.add(delivery.place)
             fresh.append(delivery)
         elif known_hash != delivery.content_hash:
             complaint = f"event {delivery.event.id} is in the books with other content"

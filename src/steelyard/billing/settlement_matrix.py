@@ -19,9 +19,11 @@ MATRIX: Final[Mapping[EndCause, Basis]] = MappingProxyType(
         "stopped_by_limit": "reported",
         "client_left_before_first_token": "nothing",
         "client_left": "delivered",
+        "upstream_refused": "nothing",
         "upstream_failed_before_first_token": "nothing",
         "upstream_failed": "delivered",
         "usage_missing": "nothing",
+        "gateway_stopped": "delivered",
         "gateway_crashed": "nothing",
         "event_log_failed": "nothing",
     }

@@ -90,11 +90,11 @@ class Role:
 def run_everything(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM; returns the exit status."""
     prepare_folder(settings.logs_dir)
-    for port, setting in (
-        (settings.gateway_port, "STEELYARD_GATEWAY_PORT"),
-        (settings.engine_port, "STEELYARD_ENGINE_PORT"),
+    for host, port, setting in (
+        (settings.host, settings.gateway_port, "STEELYARD_GATEWAY_PORT"),
+        (settings.engine_host, settings.engine_port, "STEELYARD_ENGINE_PORT"),
     ):
-        listen(settings.host, port, setting=setting).close()
+        listen(host, port, setting=setting).close()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())

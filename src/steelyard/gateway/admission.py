@@ -1,6 +1,7 @@
 """Admission: everything that can say no, in the order of its cost. Ends with a hold."""
 
 import asyncio
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import msgspec
@@ -12,6 +13,7 @@ from steelyard.billing.authorization import affordable_output_tokens, highest_ch
 from steelyard.billing.hold_desk import HoldDeclined, HoldDesk
 from steelyard.clock import Clock
 from steelyard.eventlog.outbox import Outbox
+from steelyard.gateway.event_draft import unserved_draft
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PinnedPrices, PriceDirectory
 from steelyard.gateway.refusals import NotEnoughMoney, PromptTooLong
@@ -199,9 +201,19 @@ class Admission:
             placed_at=self.clock.now(),
             opened=msgspec.json.encode(opened).decode(),
         )
-        # Shielded: a client that leaves now must not leave a hold behind that nobody knows of.
-        await asyncio.shield(asyncio.wrap_future(self.hold_desk.place(hold)))
+        placing = self.hold_desk.place(hold)
+        try:
+            await asyncio.shield(asyncio.wrap_future(placing))
+        except asyncio.CancelledError:
+            # Nobody waits any more, but the hold may still be granted: then it is closed at once.
+            placing.add_done_callback(lambda placed: self._abandon(hold, placed))
+            raise
         return hold
+
+    def _abandon(self, hold: Hold, placed: "Future[None]") -> None:
+        if placed.exception() is None:
+            at = self.clock.now()
+            self.outbox.append(unserved_draft(hold, end_cause="gateway_stopped", at=at))
 
 
 def _too_little(

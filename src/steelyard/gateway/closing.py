@@ -4,29 +4,16 @@ import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 
-import msgspec
-import structlog
-
 from steelyard.billing.settlement_matrix import charged_usage
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import EventDraft, Outbox
 from steelyard.gateway.admission import Admitted
-from steelyard.ledger.hold import Hold
+from steelyard.gateway.event_draft import close_record
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage import NO_USAGE, Usage
-from steelyard.metering.usage_event import (
-    NO_UPSTREAM_USAGE,
-    CountSource,
-    EndCause,
-    OpenedRecord,
-    UsageRecord,
-    write_meters,
-)
-from steelyard.money import Money, write_decimal
+from steelyard.metering.usage import Usage
+from steelyard.metering.usage_event import EndCause
+from steelyard.money import Money
 from steelyard.pricing.rating import Charge, rate_usage
-from steelyard.timestamp import write_timestamp
-
-log = structlog.get_logger()
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -73,7 +60,7 @@ def _rate(
     usage = charged_usage(end_cause, meter)
     pinned = admitted.pinned
     charge = rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
-    record = _close(
+    record = close_record(
         admitted.opened,
         admitted.hold,
         meter=meter,
@@ -85,47 +72,3 @@ def _rate(
     )
     closed = Closed(admitted.hold.id, usage, charge, end_cause)
     return closed, EventDraft(admitted.hold.id, at, record)
-
-
-def crashed_draft(hold: Hold, *, at: datetime) -> EventDraft:
-    """The event of an attempt whose gateway died before it could close it: nothing is charged."""
-    record = _close(
-        msgspec.json.decode(hold.opened, type=OpenedRecord),
-        hold,
-        meter=None,
-        usage=NO_USAGE,
-        amount=Money(0, hold.amount.currency),
-        end_cause="gateway_crashed",
-        count_source="none",
-        at=at,
-    )
-    return EventDraft(hold.id, at, record)
-
-
-def _close(
-    opened: OpenedRecord,
-    hold: Hold,
-    *,
-    meter: AnswerMeter | None,
-    usage: Usage,
-    amount: Money,
-    end_cause: EndCause,
-    count_source: CountSource,
-    at: datetime,
-) -> UsageRecord:
-    first_token_at = meter.first_token_at if meter else None
-    return UsageRecord(
-        **msgspec.structs.asdict(opened),
-        hold_id=hold.id,
-        held=write_decimal(hold.amount.picos),
-        meters=write_meters(usage),
-        upstream_usage=msgspec.Raw(meter.raw_usage)
-        if meter and meter.raw_usage
-        else NO_UPSTREAM_USAGE,
-        count_source=count_source if usage.counts else "none",
-        end_cause=end_cause,
-        first_token_at=write_timestamp(first_token_at) if first_token_at else None,
-        ended_at=write_timestamp(at),
-        amount=write_decimal(amount.picos),
-        output_digest=meter.output_digest() if meter else None,
-    )

@@ -1,14 +1,10 @@
 """Server-sent events, read from bytes that may be cut anywhere (WHATWG HTML, section 9.2)."""
 
-from steelyard.errors import Failure
-
 EVENT_BYTES_MAX = 4 * 1024 * 1024
 
 
-class EventTooLong(Failure):
-    """The upstream sent an event that never ends."""
-
-    code = "upstream_failed"
+class EventTooLong(Exception):
+    """An event without end."""
 
 
 class EventStreamReader:

@@ -5,7 +5,7 @@ import structlog
 from steelyard.billing.books import Books
 from steelyard.clock import Clock
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.closing import crashed_draft
+from steelyard.gateway.event_draft import unserved_draft
 
 log = structlog.get_logger()
 
@@ -19,7 +19,8 @@ def resolve_open_holds(books: Books, outbox: Outbox, *, source_prefix: str, cloc
     with books.write() as unit:
         holds = unit.open_holds(source_prefix=source_prefix)
     lost = [hold for hold in holds if not outbox.holds_event(hold.id)]
-    for pending in [outbox.append(crashed_draft(hold, at=clock.now())) for hold in lost]:
+    drafts = [unserved_draft(hold, end_cause="gateway_crashed", at=clock.now()) for hold in lost]
+    for pending in [outbox.append(draft) for draft in drafts]:
         pending.done.result()
     if lost:
         log.warning("holds.resolved_after_crash", count=len(lost))

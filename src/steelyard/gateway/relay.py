@@ -33,13 +33,17 @@ class UpstreamRefused(Exception):
         self.answer = answer
 
 
+class ClientLeft(Exception):
+    """The client's socket takes nothing any more."""
+
+
 class Client(Protocol):
     """The one who asked, as the relay sees it."""
 
     async def start_stream(self, headers: dict[str, str]) -> None: ...
 
     async def send(self, event: bytes) -> None:
-        """Hand bytes over; returns when the client's socket has taken them."""
+        """Hand bytes over; returns when the socket has taken them, or raises ClientLeft."""
         ...
 
     async def left(self) -> None:
@@ -61,7 +65,9 @@ class StreamEnd:
     usage_chunk: dict[str, Any] | None = None
 
 
-async def relay_whole(admitted: Admitted, meter: AnswerMeter) -> WholeAnswer:
+async def relay_whole(
+    admitted: Admitted, meter: AnswerMeter, *, now: Callable[[], datetime]
+) -> WholeAnswer:
     """Fetch the answer; raises UpstreamRefused, UpstreamUnavailable or UpstreamFailed."""
     answer = await admitted.upstream.answer(
         admitted.asked.upstream_path,
@@ -73,6 +79,7 @@ async def relay_whole(admitted: Admitted, meter: AnswerMeter) -> WholeAnswer:
     fields = _read_chunk(answer.body)
     _report_usage(fields.get("usage"), meter)
     _read_choices(fields, meter)
+    meter.deliver(bytes(fields.get("choices", b"")), at=now())
     meter.is_complete = True
     return WholeAnswer(fields)
 

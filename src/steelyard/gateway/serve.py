@@ -23,6 +23,7 @@ from steelyard.gateway.event_stream import write_event
 from steelyard.gateway.relay import (
     DONE,
     Client,
+    ClientLeft,
     StreamEnd,
     UpstreamRefused,
     WholeAnswer,
@@ -43,7 +44,9 @@ class AnsweringClient(Client, Protocol):
 
     async def answer(self, body: bytes, headers: Mapping[str, str]) -> None: ...
 
-    async def answer_from_upstream(self, refused: UpstreamRefused) -> None: ...
+    async def answer_from_upstream(
+        self, refused: UpstreamRefused, headers: Mapping[str, str]
+    ) -> None: ...
 
     async def fail_stream(self, failure: Failure) -> None:
         """End a stream that has begun with an error that the client can read."""
@@ -67,7 +70,7 @@ class _Relayed:
     end: StreamEnd | None = None
     refused: UpstreamRefused | None = None
     failure: Failure | None = None
-    has_client_left: bool = False
+    is_over: bool = False
 
 
 async def serve(
@@ -76,52 +79,69 @@ async def serve(
     """Serve one request from admission to the last byte; refusals are raised to the edge."""
     admitted = await gateway.admission.admit(asked, key, request_id=request_id)
     meter = AnswerMeter()
-    relayed = await _relay_until_client_leaves(gateway, admitted, meter, client)
-    end_cause = _end_cause(relayed, meter)
-    # The client may be gone and the server stopping: the attempt is closed all the same.
-    with anyio.CancelScope(shield=True):
-        try:
-            closed = await close_attempt(
-                admitted, meter, end_cause=end_cause, at=gateway.clock.now(), outbox=gateway.outbox
-            )
-            _log_served(admitted, closed)
-            await _end(client, admitted, closed, relayed)
-        except EventLogUnavailable as failure:
-            if not asked.is_streamed:
-                raise
-            await client.fail_stream(failure)
+    relayed = _Relayed()
+    closed: Closed | EventLogUnavailable | None = None
+    try:
+        await _relay_until_client_leaves(gateway, admitted, meter, client, relayed)
+        relayed.is_over = True
+    finally:
+        # The client may be gone and the server stopping: the attempt is closed all the same.
+        with anyio.CancelScope(shield=True):
+            closed = await _close(gateway, admitted, meter, relayed)
+    assert closed is not None, "an attempt is closed before its end is told"
+    try:
+        await _end(client, admitted, closed, relayed)
+    except ClientLeft:
+        log.info("client.left_at_the_end", request_id=request_id, event_id=admitted.hold.id)
 
 
 async def _relay_until_client_leaves(
-    gateway: Gateway, admitted: Admitted, meter: AnswerMeter, client: Client
-) -> _Relayed:
+    gateway: Gateway,
+    admitted: Admitted,
+    meter: AnswerMeter,
+    client: Client,
+    relayed: _Relayed,
+) -> None:
     """Relay; a client that leaves cancels the work upstream."""
-    relayed = _Relayed()
 
     async def watch() -> None:
         await client.left()
-        relayed.has_client_left = True
         tasks.cancel_scope.cancel()
 
+    now = gateway.clock.now
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         try:
             if admitted.asked.is_streamed:
-                relayed.end = await relay_stream(
-                    admitted,
-                    meter,
-                    client,
-                    headers=_headers(admitted),
-                    now=gateway.clock.now,
-                )
+                headers = _headers(admitted)
+                relayed.end = await relay_stream(admitted, meter, client, headers=headers, now=now)
             else:
-                relayed.whole = await relay_whole(admitted, meter)
+                relayed.whole = await relay_whole(admitted, meter, now=now)
+        except ClientLeft:
+            log.info("client.left", request_id=admitted.opened.request_id)
         except UpstreamRefused as refused:
             relayed.refused = refused
         except Failure as failure:
             relayed.failure = failure
         tasks.cancel_scope.cancel()
-    return relayed
+
+
+async def _close(
+    gateway: Gateway, admitted: Admitted, meter: AnswerMeter, relayed: _Relayed
+) -> Closed | EventLogUnavailable:
+    """Record how the attempt ended; a disk that fails is an answer too."""
+    try:
+        closed = await close_attempt(
+            admitted,
+            meter,
+            end_cause=_end_cause(relayed, meter),
+            at=gateway.clock.now(),
+            outbox=gateway.outbox,
+        )
+    except EventLogUnavailable as failure:
+        return failure
+    _log_served(admitted, closed)
+    return closed
 
 
 def _end_cause(relayed: _Relayed, meter: AnswerMeter) -> EndCause:
@@ -130,17 +150,28 @@ def _end_cause(relayed: _Relayed, meter: AnswerMeter) -> EndCause:
         if meter.reported is None:
             return "usage_missing"
         return "stopped_by_limit" if meter.finish_reason == "length" else "completed"
-    if relayed.failure or relayed.refused:
+    if not relayed.is_over:
+        return "gateway_stopped"
+    if relayed.refused:
+        return "upstream_refused"
+    if relayed.failure:
         return "upstream_failed" if has_output else "upstream_failed_before_first_token"
     return "client_left" if has_output else "client_left_before_first_token"
 
 
 async def _end(
-    client: AnsweringClient, admitted: Admitted, closed: Closed, relayed: _Relayed
+    client: AnsweringClient,
+    admitted: Admitted,
+    closed: Closed | EventLogUnavailable,
+    relayed: _Relayed,
 ) -> None:
     """Let the client see the end, now that the event is durable."""
-    if relayed.refused:
-        await client.answer_from_upstream(relayed.refused)
+    if isinstance(closed, EventLogUnavailable):
+        if not admitted.asked.is_streamed:
+            raise closed
+        await client.fail_stream(closed)
+    elif relayed.refused:
+        await client.answer_from_upstream(relayed.refused, _headers(admitted))
     elif relayed.failure:
         if not admitted.asked.is_streamed:
             raise relayed.failure

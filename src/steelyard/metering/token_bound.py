@@ -17,13 +17,19 @@ class TokenizerFacts:
     bytes_per_token_max: int
     template_tokens_base: int
     template_tokens_per_message: int
+    special_tokens_added: int
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSize:
-    """The size of a prompt before anybody tokenized it."""
+    """The size of a prompt before anybody tokenized it.
+
+    `kept_bytes` is the part of the text that every template keeps: what users said, without the
+    white space around it. `message_count` is zero where no template is applied.
+    """
 
     text_bytes: int
+    kept_bytes: int
     message_count: int
 
 
@@ -31,6 +37,8 @@ def input_tokens_upper_bound(size: PromptSize, *, facts: TokenizerFacts) -> int 
     """No prompt of this size has more tokens; None where the tokenizer allows no such bound."""
     if not facts.is_byte_level:
         return None
+    if not size.message_count:
+        return size.text_bytes + facts.special_tokens_added
     template = facts.template_tokens_base + facts.template_tokens_per_message * size.message_count
     return size.text_bytes + template
 
@@ -39,4 +47,4 @@ def input_tokens_lower_bound(size: PromptSize, *, facts: TokenizerFacts) -> int:
     """No prompt of this size has fewer tokens."""
     if not facts.is_byte_level:
         return 0
-    return -(-size.text_bytes // facts.bytes_per_token_max)
+    return -(-size.kept_bytes // facts.bytes_per_token_max)

@@ -18,9 +18,11 @@ EndCause = Literal[
     "stopped_by_limit",
     "client_left_before_first_token",
     "client_left",
+    "upstream_refused",
     "upstream_failed_before_first_token",
     "upstream_failed",
     "usage_missing",
+    "gateway_stopped",
     "gateway_crashed",
     "event_log_failed",
 ]

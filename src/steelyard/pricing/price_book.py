@@ -45,6 +45,13 @@ class ModelPrices:
     meters: Mapping[str, Price]
     source: str | None = None
 
+    def price_of(self, meter: str) -> Price | None:
+        """The meter's own price, or that of the meter it is a part of: a cached token for which
+        no price is stated costs as much as any other token of the prompt."""
+        while meter not in self.meters and "." in meter:
+            meter = meter.rpartition(".")[0]
+        return self.meters.get(meter)
+
 
 @dataclass(frozen=True, slots=True)
 class PriceBook:

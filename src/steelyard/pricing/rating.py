@@ -37,7 +37,7 @@ def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Char
     """Price every meter that was used; an unpriced meter refuses, it is never free."""
     lines: list[ChargeLine] = []
     for meter, count in sorted(usage.counts.items()):
-        price = prices.meters.get(meter)
+        price = prices.price_of(meter)
         if price is None:
             raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {meter!r}")
         lines.append(ChargeLine(meter, count, price.picos_per_unit))

@@ -1,5 +1,6 @@
 """The books: ledger, holds, events and positions, in one unit of work."""
 
+from collections import defaultdict
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -7,13 +8,12 @@ from datetime import datetime
 from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from steelyard.billing.books import PositionMoved, QuarantinedEvent, RatedEvent
-from steelyard.ledger.chart import LedgerAccount
+from steelyard.billing.books import Place, PositionMoved, QuarantinedEvent, RatedEvent
 from steelyard.ledger.hold import Hold
 from steelyard.money import read_decimal
 from steelyard.storage import schema
 from steelyard.storage.database import Database
-from steelyard.storage.ledger_unit import SqlLedgerUnit, hold_of, hold_row, parts
+from steelyard.storage.ledger_unit import SqlLedgerUnit, hold_of, parts
 from steelyard.timestamp import read_timestamp
 
 
@@ -32,13 +32,6 @@ class SqlBooks:
 class SqlBooksUnit(SqlLedgerUnit):
     """Implements BooksUnit."""
 
-    def lock_balances(self, accounts: Collection[LedgerAccount]) -> dict[str, int]:
-        return self.read_balances({account.id for account in accounts}, is_locked=True)
-
-    def insert_holds(self, holds: Sequence[Hold]) -> None:
-        if holds:
-            self.connection.execute(insert(schema.holds), [hold_row(hold) for hold in holds])
-
     def content_hashes(self, event_ids: Collection[str]) -> dict[str, str]:
         table = schema.usage_events
         found: dict[str, str] = {}
@@ -46,6 +39,20 @@ class SqlBooksUnit(SqlLedgerUnit):
             query = select(table.c.id, table.c.content_hash).where(table.c.id.in_(part))
             found.update({row.id: row.content_hash for row in self.connection.execute(query)})
         return found
+
+    def places_taken(self, places: Collection[Place]) -> set[Place]:
+        table = schema.usage_events
+        by_source: dict[str, list[int]] = defaultdict(list)
+        for source, sequence in places:
+            by_source[source].append(sequence)
+        taken: set[Place] = set()
+        for source, sequences in by_source.items():
+            query = select(table.c.sequence).where(
+                table.c.source == source,
+                table.c.sequence.between(min(sequences), max(sequences)),
+            )
+            taken.update((source, row.sequence) for row in self.connection.execute(query))
+        return taken & set(places)
 
     def insert_events(self, events: Sequence[RatedEvent], *, at: datetime) -> None:
         self.connection.execute(

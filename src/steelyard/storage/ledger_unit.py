@@ -17,15 +17,27 @@ from steelyard.storage.schema import SQLITE_INTEGER_MAX
 
 PARAMETERS_MAX = 500
 
+_accounts = schema.ledger_accounts
+_LOCK_BALANCES = (
+    select(_accounts.c.id, _accounts.c.balance)
+    .where(_accounts.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(_accounts.c.id)
+    .with_for_update()
+)
+_SET_BALANCE = (
+    update(_accounts)
+    .where(_accounts.c.id == bindparam("account"))
+    .values(balance=bindparam("after"))
+)
+
 
 class SqlLedgerUnit:
     """Implements LedgerUnit with SQLAlchemy Core."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-
-    def balance(self, account: LedgerAccount) -> int:
-        return self.read_balances({account.id}, is_locked=False).get(account.id, 0)
+        # Balances that this unit has locked: nobody else can change them until it ends.
+        self._locked: dict[str, int] = {}
 
     def post(self, transactions: Sequence[Transaction]) -> None:
         changes: dict[str, int] = defaultdict(int)
@@ -54,43 +66,44 @@ class SqlLedgerUnit:
             )
             assert closed.rowcount == len(part), "a hold ended twice, or was never placed"
 
-    def read_balances(self, account_ids: Collection[str], *, is_locked: bool) -> dict[str, int]:
-        table = schema.ledger_accounts
-        balances: dict[str, int] = {}
-        # Always in one order, so that two units of work never wait for each other.
-        for part in parts(sorted(account_ids)):
-            query = (
-                select(table.c.id, table.c.balance).where(table.c.id.in_(part)).order_by(table.c.id)
-            )
-            rows = self.connection.execute(query.with_for_update() if is_locked else query)
-            balances.update({row.id: row.balance for row in rows})
-        return balances
+    def balance(self, account: LedgerAccount) -> int:
+        query = select(_accounts.c.balance).where(_accounts.c.id == account.id)
+        return self.connection.execute(query).scalar_one_or_none() or 0
+
+    def lock_balances(self, accounts: Collection[LedgerAccount]) -> dict[str, int]:
+        self._lock({account.id for account in accounts})
+        return dict(self._locked)
+
+    def insert_holds(self, holds: Sequence[Hold]) -> None:
+        if holds:
+            self.connection.execute(insert(schema.holds), [hold_row(hold) for hold in holds])
+
+    def _lock(self, account_ids: Collection[str]) -> None:
+        """Read and lock those that are not locked yet, always in one order, so that two units of
+        work never wait for each other in a circle."""
+        for part in parts(sorted(set(account_ids) - self._locked.keys())):
+            for row in self.connection.execute(_LOCK_BALANCES, {"ids": part}):
+                self._locked[row.id] = row.balance
 
     def _move_balances(self, changes: dict[str, int]) -> None:
-        balances = self.read_balances(changes.keys(), is_locked=True)
-        missing = sorted(changes.keys() - balances.keys())
+        self._lock(changes.keys())
+        missing = sorted(changes.keys() - self._locked.keys())
         if missing:
             self._open_accounts(missing)
-            balances = self.read_balances(changes.keys(), is_locked=True)
-        after = {account_id: balances[account_id] + picos for account_id, picos in changes.items()}
-        for account_id, balance in after.items():
-            self._check_balance(account_id, balance, change=changes[account_id])
-        table = schema.ledger_accounts
-        self.connection.execute(
-            update(table)
-            .where(table.c.id == bindparam("account"))
-            .values(balance=bindparam("after")),
-            [{"account": account_id, "after": balance} for account_id, balance in after.items()],
-        )
+            self._lock(changes.keys())
+        for account_id, change in changes.items():
+            self._locked[account_id] += change
+            self._check_balance(account_id, self._locked[account_id], change=change)
+        after = [{"account": name, "after": self._locked[name]} for name in sorted(changes)]
+        self.connection.execute(_SET_BALANCE, after)
 
     def _open_accounts(self, account_ids: Sequence[str]) -> None:
         """Open accounts at zero; another unit of work may be opening the same ones right now."""
-        table = schema.ledger_accounts
         for account_id in account_ids:
             row = {"id": account_id, "kind": read_account_id(account_id).kind, "balance": 0}
             try:
                 with self.connection.begin_nested():
-                    self.connection.execute(insert(table), row)
+                    self.connection.execute(insert(_accounts), row)
             except IntegrityError:
                 continue
 

@@ -112,7 +112,7 @@ class SqlSnapshot:
         ]
 
     def request_count(self, tenant: Organisation | Department, *, period: Period) -> int:
-        query = select(func.count()).select_from(_events)
+        query = select(func.count()).select_from(_events).where(_events.c.outcome == "settled")
         return self._connection.execute(_settled_within(query, tenant, period)).scalar_one()
 
     def recent_events(

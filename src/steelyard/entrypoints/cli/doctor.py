@@ -47,8 +47,8 @@ def doctor(json: JsonFlag = False) -> None:
         _torch,
         _model,
         _disk,
-        lambda settings: _port(settings, settings.gateway_port, "gateway"),
-        lambda settings: _port(settings, settings.engine_port, "engine"),
+        lambda settings: _port(settings.host, settings.gateway_port, "gateway"),
+        lambda settings: _port(settings.engine_host, settings.engine_port, "engine"),
         _clock,
         _books,
     ]
@@ -102,9 +102,9 @@ def _disk(settings: Settings) -> Finding:
     return Finding("disk", verdict, f"{free / GIB:.1f} GiB free, at least 2 are needed")
 
 
-def _port(settings: Settings, port: int, name: str) -> Finding:
+def _port(host: str, port: int, name: str) -> Finding:
     try:
-        listen(settings.host, port, setting=f"STEELYARD_{name.upper()}_PORT").close()
+        listen(host, port, setting=f"STEELYARD_{name.upper()}_PORT").close()
     except SteelyardError as error:
         return Finding(f"{name} port", "note", f"{error} (fine if it is steelyard itself)")
     return Finding(f"{name} port", "good", f"{port} is free")

@@ -27,7 +27,12 @@ def find_tenant(access: AccessStore, name: str) -> Organisation | Department:
     return access.find_department(name) if "/" in name else access.find_organisation(name)
 
 
-@credit.command("add", epilog='Example: `steelyard credit add acme 250.00 --reason "invoice 17"`')
+# A negative amount looks like an option; it has to reach us to be refused with a good word.
+@credit.command(
+    "add",
+    context_settings={"ignore_unknown_options": True},
+    epilog='Example: `steelyard credit add acme 250.00 --reason "invoice 17"`',
+)
 def add(
     tenant: TenantArgument,
     amount: Annotated[str, typer.Argument(help="A decimal number of the currency, as in 12.50.")],

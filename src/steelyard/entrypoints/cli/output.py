@@ -32,7 +32,7 @@ def stores_opened() -> Generator[Stores]:
 
 
 def print_json(document: Any) -> None:
-    console.print(json.dumps(document, ensure_ascii=False, indent=2), markup=False)
+    console.print(json.dumps(document, ensure_ascii=False, indent=2), markup=False, emoji=False)
 
 
 def show(document: Mapping[str, Any], *, as_json: bool, title: str | None = None) -> None:

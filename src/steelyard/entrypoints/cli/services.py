@@ -17,6 +17,10 @@ NameOption = Annotated[
     str | None, typer.Option("--model-name", help="Name to serve it under [STEELYARD_MODEL_NAME].")
 ]
 HostOption = Annotated[str | None, typer.Option(help="Address to listen on [STEELYARD_HOST].")]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu or cuda [STEELYARD_DEVICE].")]
+DtypeOption = Annotated[
+    str | None, typer.Option(help="auto, float32, bfloat16 or float16 [STEELYARD_DTYPE].")
+]
 DataOption = Annotated[
     Path | None, typer.Option("--data-dir", help="Folder of the books [STEELYARD_DATA_DIR].")
 ]
@@ -55,6 +59,8 @@ def serve(
     host: HostOption = None,
     port: GatewayPortOption = None,
     engine_port: EnginePortOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     data_dir: DataOption = None,
 ) -> None:
     """Start and supervise the whole product on this machine: engine, gateway and worker."""
@@ -66,6 +72,8 @@ def serve(
         host=host,
         gateway_port=port,
         engine_port=engine_port,
+        device=device,
+        dtype=dtype,
         data_dir=data_dir,
     )
     open_stores(settings, should_migrate=True).database.close()
@@ -100,17 +108,14 @@ def gateway(
 def engine(
     model: ModelOption = None,
     model_name: NameOption = None,
-    host: HostOption = None,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on [STEELYARD_ENGINE_HOST].")
+    ] = None,
     port: Annotated[
         int | None, typer.Option("--port", help="Port of the engine [STEELYARD_ENGINE_PORT].")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto, cpu or cuda [STEELYARD_DEVICE].")
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(help="auto, float32, bfloat16 or float16 [STEELYARD_DTYPE]."),
-    ] = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest context, in tokens [STEELYARD_MAX_MODEL_LEN].")
     ] = None,
@@ -120,7 +125,7 @@ def engine(
     settings = read_settings(
         model=model,
         model_name=model_name,
-        host=host,
+        engine_host=host,
         engine_port=port,
         device=device,
         dtype=dtype,
@@ -145,12 +150,15 @@ def _run_engine(settings: Settings) -> int:
             model=settings.model,
             models_dir=settings.models_path,
             model_name=settings.model_name,
-            host=settings.host,
+            host=settings.engine_host,
             port=settings.engine_port,
             device=settings.device,
             dtype=settings.dtype,
             max_model_len=settings.max_model_len,
-            request_log=settings.data_dir / "engine-requests.jsonl",
+            max_batch_size=settings.engine_batch_max,
+            max_waiting=settings.engine_waiting_max,
+            threads=settings.engine_threads,
+            request_log=settings.engine_request_log,
             body_bytes_max=settings.request_bytes_max,
         )
     )

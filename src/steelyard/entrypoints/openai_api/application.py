@@ -12,12 +12,13 @@ from steelyard.clock import unix_seconds
 from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
 from steelyard.entrypoints.openai_api.error_answer import (
     EndpointNotFound,
+    InternalError,
     MethodNotAllowed,
     error_body,
     error_headers,
     status_of,
 )
-from steelyard.errors import Failure, Refusal, SteelyardError
+from steelyard.errors import Refusal, SteelyardError
 from steelyard.gateway.serve import serve
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.gateway.workloads.chat import parse_chat
@@ -35,12 +36,6 @@ WORKLOADS: Final[Mapping[str, Parse]] = {
 }
 RESHAPES: Final[Mapping[str, Callable[[bytes], bytes]]] = {"/generate": plain_answer}
 REQUEST_ID_CHARACTERS_MAX: Final = 128
-
-
-class InternalError(Failure):
-    """Something is wrong with the gateway itself. Nothing was charged; the log has the reason."""
-
-    code = "internal_error"
 
 
 class GatewayApplication:

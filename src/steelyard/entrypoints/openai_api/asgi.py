@@ -10,7 +10,7 @@ from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge, error_bo
 from steelyard.errors import Failure
 from steelyard.gateway.event_stream import write_event
 from steelyard.gateway.refusals import InvalidRequest
-from steelyard.gateway.relay import UpstreamRefused
+from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 
 Scope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
@@ -64,10 +64,13 @@ class AsgiClient:
         await self._start(200, [kind, (b"cache-control", b"no-cache"), *_encode(headers)])
 
     async def send(self, event: bytes) -> None:
-        with anyio.fail_after(SEND_TIMEOUT_S):
-            await self.send_message(
-                {"type": "http.response.body", "body": event, "more_body": True}
-            )
+        try:
+            with anyio.fail_after(SEND_TIMEOUT_S):
+                await self.send_message(
+                    {"type": "http.response.body", "body": event, "more_body": True}
+                )
+        except (TimeoutError, OSError) as error:
+            raise ClientLeft from error
 
     async def finish(self) -> None:
         await self.send_message({"type": "http.response.body", "body": b"", "more_body": False})
@@ -79,9 +82,12 @@ class AsgiClient:
         await self._start(status, [JSON_TYPE, length, *_encode(headers)])
         await self.send_message({"type": "http.response.body", "body": body, "more_body": False})
 
-    async def answer_from_upstream(self, refused: UpstreamRefused) -> None:
+    async def answer_from_upstream(
+        self, refused: UpstreamRefused, headers: Mapping[str, str]
+    ) -> None:
         retry_after = refused.answer.retry_after
-        headers = {"retry-after": retry_after} if retry_after else {}
+        if retry_after:
+            headers = {**headers, "retry-after": retry_after}
         await self.answer(refused.answer.body, headers, status=refused.answer.status)
 
     async def fail_stream(self, failure: Failure) -> None:

@@ -16,7 +16,14 @@ from steelyard.gateway.refusals import (
     PromptTooLong,
 )
 from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
+from steelyard.metering.upstream_usage import UpstreamUsageMalformed
 from steelyard.pricing.price_book import PriceNotFound
+
+
+class InternalError(Failure):
+    """Something is wrong with the gateway itself. Nothing was charged; the log has the reason."""
+
+    code = "internal_error"
 
 
 class BodyTooLarge(Refusal):
@@ -51,8 +58,10 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     RateLimited: 429,
     PriceNotFound: 503,
     UpstreamFailed: 502,
+    UpstreamUsageMalformed: 502,
     UpstreamUnavailable: 503,
     EventLogUnavailable: 503,
+    InternalError: 500,
     Failure: 503,
 }
 RETRY_AFTER_S: Final = 2
@@ -63,6 +72,7 @@ _TYPES: Final[dict[int, str]] = {
     404: "not_found_error",
     429: "rate_limit_error",
     502: "upstream_error",
+    500: "server_error",
     503: "service_unavailable_error",
 }
 

@@ -7,7 +7,7 @@ from types import TracebackType
 import aiohttp
 import msgspec
 
-from steelyard.gateway.event_stream import EventStreamReader
+from steelyard.gateway.event_stream import EventStreamReader, EventTooLong
 from steelyard.gateway.upstreams.base import (
     ServedModel,
     UpstreamAnswer,
@@ -26,6 +26,7 @@ class _Tokenizer(msgspec.Struct):
     bytes_per_token_max: int
     template_tokens_base: int
     template_tokens_per_message: int
+    special_tokens_added: int = 1
     has_chat_template: bool = True
 
 
@@ -146,6 +147,7 @@ class OpenAIHttpUpstream:
                 bytes_per_token_max=facts.bytes_per_token_max,
                 template_tokens_base=facts.template_tokens_base,
                 template_tokens_per_message=facts.template_tokens_per_message,
+                special_tokens_added=facts.special_tokens_added,
             ),
         )
 
@@ -171,6 +173,8 @@ class _Stream:
             raise UpstreamFailed(
                 "the model's server broke off in the middle of the answer"
             ) from error
+        except EventTooLong as error:
+            raise UpstreamFailed("the model's server sent an event without end") from error
 
 
 async def _read(response: aiohttp.ClientResponse) -> UpstreamAnswer:

@@ -24,6 +24,7 @@ FACTS = TokenizerFacts(
     bytes_per_token_max=16,
     template_tokens_base=10,
     template_tokens_per_message=5,
+    special_tokens_added=1,
 )
 
 

@@ -42,14 +42,11 @@ def parse_chat(body: bytes) -> Asked:
     typed = read_typed(body, _decoder)
     if not typed.messages:
         raise InvalidRequest("messages must have at least one message", parameter="messages")
-    text_bytes = sum(_text_bytes(message) for message in typed.messages)
-    if not text_bytes:
-        raise EmptyPrompt("the messages have no text", parameter="messages")
     return Asked(
         endpoint=ENDPOINT,
         upstream_path=ENDPOINT,
         model=typed.model,
-        size=PromptSize(text_bytes, len(typed.messages)),
+        size=_size(typed.messages),
         prompt_fields={"messages": fields["messages"]},
         fields=fields,
         output_tokens_max=typed.output_tokens_max(),
@@ -64,14 +61,23 @@ def single_message(prompt: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt}]
 
 
-def _text_bytes(message: Message) -> int:
-    content = message.content
-    texts = [message.role, message.name or ""]
-    if isinstance(content, str):
-        texts.append(content)
-    elif content:
-        texts.extend(part.text or "" for part in content)
-    content_bytes = sum(count_utf8_bytes(text, parameter="messages") for text in texts[2:])
-    label_bytes = sum(count_utf8_bytes(text, parameter="messages") for text in texts[:2])
+def _size(messages: list[Message]) -> PromptSize:
+    text_bytes = kept_bytes = content_bytes = 0
+    for message in messages:
+        content = _content(message)
+        size = count_utf8_bytes(content, parameter="messages")
+        label = count_utf8_bytes(message.role + (message.name or ""), parameter="messages")
+        content_bytes += size
+        text_bytes += size + label
+        if message.role == "user":
+            kept_bytes += count_utf8_bytes(content.strip(), parameter="messages")
     # A message without content still has a role, but no prompt is made of roles alone.
-    return content_bytes + label_bytes if content_bytes else 0
+    if not content_bytes:
+        raise EmptyPrompt("the messages have no text", parameter="messages")
+    return PromptSize(text_bytes, kept_bytes, len(messages))
+
+
+def _content(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(part.text or "" for part in message.content or ())

@@ -32,11 +32,12 @@ def parse_completion(body: bytes) -> Asked:
         raise EmptyPrompt("prompt must have some text", parameter="prompt")
     if isinstance(prompt, list) and len(prompt) > 1 and any(isinstance(p, str) for p in prompt):
         raise InvalidRequest("send one prompt a request", parameter="prompt")
+    prompt_bytes = _prompt_bytes(prompt)
     return Asked(
         endpoint=ENDPOINT,
         upstream_path=ENDPOINT,
         model=typed.model,
-        size=PromptSize(_prompt_bytes(prompt), 1),
+        size=PromptSize(prompt_bytes, prompt_bytes, 0),
         prompt_fields={"prompt": fields["prompt"]},
         fields=fields,
         output_tokens_max=typed.output_tokens_max(),

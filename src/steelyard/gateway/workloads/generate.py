@@ -70,7 +70,7 @@ def parse_generate(body: bytes) -> Asked:
         endpoint=ENDPOINT,
         upstream_path=CHAT_PATH,
         model=typed.model,
-        size=PromptSize(text_bytes + len("user"), 1),
+        size=PromptSize(text_bytes + len("user"), len(typed.prompt.strip().encode()), 1),
         prompt_fields={"messages": messages},
         fields={**passed, "messages": messages},
         output_tokens_max=limit,

@@ -1,0 +1,68 @@
+"""Makes the usage event of an attempt out of what was opened and how it ended."""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+from steelyard.eventlog.outbox import EventDraft
+from steelyard.ledger.hold import Hold
+from steelyard.metering.answer_meter import AnswerMeter
+from steelyard.metering.usage import NO_USAGE, Usage
+from steelyard.metering.usage_event import (
+    NO_UPSTREAM_USAGE,
+    CountSource,
+    EndCause,
+    OpenedRecord,
+    UsageRecord,
+    write_meters,
+)
+from steelyard.money import Money, write_decimal
+from steelyard.timestamp import write_timestamp
+
+
+def unserved_draft(
+    hold: Hold, *, end_cause: Literal["gateway_stopped", "gateway_crashed"], at: datetime
+) -> EventDraft:
+    """The event of an attempt that was held for and then never answered: nothing is charged."""
+    record = close_record(
+        msgspec.json.decode(hold.opened, type=OpenedRecord),
+        hold,
+        meter=None,
+        usage=NO_USAGE,
+        amount=Money(0, hold.amount.currency),
+        end_cause=end_cause,
+        count_source="none",
+        at=at,
+    )
+    return EventDraft(hold.id, at, record)
+
+
+def close_record(
+    opened: OpenedRecord,
+    hold: Hold,
+    *,
+    meter: AnswerMeter | None,
+    usage: Usage,
+    amount: Money,
+    end_cause: EndCause,
+    count_source: CountSource,
+    at: datetime,
+) -> UsageRecord:
+    """What was opened, with how it ended."""
+    first_token_at = meter.first_token_at if meter else None
+    return UsageRecord(
+        **msgspec.structs.asdict(opened),
+        hold_id=hold.id,
+        held=write_decimal(hold.amount.picos),
+        meters=write_meters(usage),
+        upstream_usage=msgspec.Raw(meter.raw_usage)
+        if meter and meter.raw_usage
+        else NO_UPSTREAM_USAGE,
+        count_source=count_source if usage.counts else "none",
+        end_cause=end_cause,
+        first_token_at=write_timestamp(first_token_at) if first_token_at else None,
+        ended_at=write_timestamp(at),
+        amount=write_decimal(amount.picos),
+        output_digest=meter.output_digest() if meter else None,
+    )
