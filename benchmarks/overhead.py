@@ -64,9 +64,8 @@ def _measure_throughput(doors: list[Door], *, rounds: int, clients: int, tokens:
         for door in _in_turn(doors, number):
             with ThreadPoolExecutor(clients) as pool:
                 started = time.perf_counter()
-                counts = list(
-                    pool.map(lambda _, d=door: _stream(d, tokens=tokens)[1], range(clients))
-                )
+                streams = [pool.submit(_stream, door, tokens=tokens) for _ in range(clients)]
+                counts = [stream.result()[1] for stream in streams]
                 door.tokens_per_s.append(sum(counts) / (time.perf_counter() - started))
         _report("tokens per second", number, rounds, doors, "tokens_per_s")
 

@@ -214,7 +214,7 @@ def _chat(
     client = demo.client(department)
     try:
         if is_streamed:
-            options = {"include_usage": True}
+            options: Any = {"include_usage": True}
             chunks: Any = client.chat.completions.create(
                 **asked, stream=True, stream_options=options
             )
