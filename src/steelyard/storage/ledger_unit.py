@@ -24,6 +24,10 @@ _LOCK_BALANCES = (
     .order_by(_accounts.c.id)
     .with_for_update()
 )
+# Statements of the hold's path are made once: making them costs as much as running them.
+_INSERT_HOLD = insert(schema.holds)
+_INSERT_TRANSACTION = insert(schema.ledger_transactions)
+_INSERT_POSTING = insert(schema.ledger_postings)
 _SET_BALANCE = (
     update(_accounts)
     .where(_accounts.c.id == bindparam("account"))
@@ -76,7 +80,7 @@ class SqlLedgerUnit:
 
     def insert_holds(self, holds: Sequence[Hold]) -> None:
         if holds:
-            self.connection.execute(insert(schema.holds), [hold_row(hold) for hold in holds])
+            self.connection.execute(_INSERT_HOLD, [hold_row(hold) for hold in holds])
 
     def _lock(self, account_ids: Collection[str]) -> None:
         """Read and lock those that are not locked yet, always in one order, so that two units of
@@ -118,7 +122,7 @@ class SqlLedgerUnit:
 
     def _insert(self, transactions: Sequence[Transaction]) -> None:
         self.connection.execute(
-            insert(schema.ledger_transactions),
+            _INSERT_TRANSACTION,
             [
                 {
                     "id": transaction.id,
@@ -132,7 +136,7 @@ class SqlLedgerUnit:
             ],
         )
         self.connection.execute(
-            insert(schema.ledger_postings),
+            _INSERT_POSTING,
             [
                 {
                     "transaction_id": transaction.id,
