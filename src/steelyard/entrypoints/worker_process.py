@@ -13,7 +13,7 @@ from steelyard.billing.books import PositionMoved
 from steelyard.billing.settlement import settle_batch
 from steelyard.entrypoints.logs import configure_logs
 from steelyard.errors import Failure
-from steelyard.eventlog.log import EventLogReader
+from steelyard.eventlog.log import EventLogReader, EventLogUnavailable
 from steelyard.eventlog.outbox import OutboxReader, find_outboxes
 from steelyard.settings import Settings
 
@@ -50,6 +50,7 @@ class Worker:
         self._outbox_dir = outbox_dir
         self._batch_max = batch_max
         self._readers: dict[Path, EventLogReader] = {}
+        self._unreadable: set[Path] = set()
         self._positions: dict[str, int] = {}
         self._prices: Mapping[str, Mapping[str, Any]] = {}
 
@@ -57,8 +58,19 @@ class Worker:
         """Settle what is there now, one batch of each outbox; returns how many records it read."""
         for path in find_outboxes(self._outbox_dir):
             if path not in self._readers:
-                self._readers[path] = OutboxReader(path)
+                self._open(path)
         return sum(self._settle_next(reader) for reader in self._readers.values())
+
+    def _open(self, path: Path) -> None:
+        """Follow an outbox; one that its gateway is still making is tried again at the next look."""
+        try:
+            self._readers[path] = OutboxReader(path)
+        except EventLogUnavailable as failure:
+            if path not in self._unreadable:
+                log.warning("worker.outbox_unreadable", path=str(path), reason=str(failure))
+            self._unreadable.add(path)
+        else:
+            self._unreadable.discard(path)
 
     def _settle_next(self, reader: EventLogReader) -> int:
         position = self._position(reader.log_id)

@@ -29,14 +29,11 @@ FIRST_PREVIOUS_HASH = "0" * 64
 RETRY_S = 0.2
 BATCH_MAX = 1_000
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS outbox (log_id TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS events (
-    position INTEGER PRIMARY KEY,
-    event_id TEXT NOT NULL UNIQUE,
-    body BLOB NOT NULL
-);
-"""
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS outbox (log_id TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS events ("
+    " position INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL)",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +193,12 @@ class OutboxReader:
         self._connection = _translate(
             lambda: sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
         )
-        self.log_id = str(self._fetch("SELECT log_id FROM outbox", ())[0][0])
+        try:
+            found = self._fetch("SELECT log_id FROM outbox", ())
+        except EventLogUnavailable:
+            self._connection.close()
+            raise
+        self.log_id = str(found[0][0])
 
     def read_after(self, position: int, *, limit: int) -> list[LogRecord]:
         query = "SELECT position, body FROM events WHERE position > ? ORDER BY position LIMIT ?"
@@ -240,9 +242,13 @@ def _open(path: Path, *, bytes_max: int) -> sqlite3.Connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         _limit(connection, bytes_max)
-        connection.executescript(_SCHEMA)
-        if connection.execute("SELECT 1 FROM outbox").fetchone() is None:
-            connection.execute("INSERT INTO outbox VALUES (?)", (new_id(),))
+        with connection:
+            # All or nothing: a reader that comes in between finds no table, not half of an outbox.
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA:
+                connection.execute(statement)
+            if connection.execute("SELECT 1 FROM outbox").fetchone() is None:
+                connection.execute("INSERT INTO outbox VALUES (?)", (new_id(),))
         return connection
 
     return _translate(connect)
