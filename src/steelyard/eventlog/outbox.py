@@ -31,8 +31,9 @@ BATCH_MAX = 1_000
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS outbox (log_id TEXT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS events ("
-    " position INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL)",
+    """CREATE TABLE IF NOT EXISTS events (
+        position INTEGER PRIMARY KEY, event_id TEXT NOT NULL UNIQUE, body BLOB NOT NULL
+    )""",
 )
 
 
