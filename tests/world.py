@@ -26,7 +26,7 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, AdmissionLimits
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PriceDirectory
-from steelyard.gateway.relay import UpstreamRefused
+from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 from steelyard.gateway.serve import Gateway, serve
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstreams.scripted import ScriptedUpstream
@@ -60,6 +60,7 @@ class RecordingClient:
     """A client that remembers what it got, and that can leave after so many chunks of text."""
 
     leaves_after: int | None = None
+    stops_reading_after: int | None = None
     status: int | None = None
     document: dict[str, Any] = field(default_factory=dict[str, Any])
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -76,6 +77,8 @@ class RecordingClient:
         self.has_started, self.status, self.headers = True, 200, headers
 
     async def send(self, event: bytes) -> None:
+        if self.stops_reading_after is not None and len(self.words()) >= self.stops_reading_after:
+            raise ClientLeft
         self.events.append(event.decode().removeprefix("data: ").strip())
         if self.leaves_after is not None and len(self.words()) >= self.leaves_after:
             self._gone.set()
@@ -232,7 +235,10 @@ class World:
         return anyio.run(self.chat_async, key, given)
 
     async def chat_async(self, key: str, given: dict[str, Any]) -> Answered:
-        client = RecordingClient(leaves_after=given.pop("leaves_after", None))
+        client = RecordingClient(
+            leaves_after=given.pop("leaves_after", None),
+            stops_reading_after=given.pop("stops_reading_after", None),
+        )
         body = {
             "model": "scripted",
             "messages": [{"role": "user", "content": "what do I owe?"}],

@@ -198,3 +198,64 @@ def _with(event: UsageEvent, **changes: object) -> UsageEvent:
 def _stands_on(world: World, account_id: str) -> int:
     with world.stores.audit.snapshot() as snapshot:
         return snapshot.balances().get(account_id, 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"amount": "1e3"},
+        {"amount": "-1"},
+        {"held": "much"},
+        {"meters": {"input.text": "1.5"}},
+        {"meters": {"input.text": "-1"}},
+        {"meters": {"input.smell": "1"}},
+        {"ended_at": "yesterday"},
+        {"currency": "dollars"},
+    ],
+    ids=str,
+)
+def test_an_event_with_a_field_that_cannot_be_is_quarantined(
+    changes: dict[str, object], world: World
+) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    event = decode_event(_records(world)[0].body)
+
+    counts = _deliver(world, [LogRecord(1, encode_event(_with(event, **changes)))], log_id="other")
+
+    assert counts["quarantined"] == 1
+    assert world.events() == []
+
+
+def test_two_events_in_one_place_of_a_source_are_not_both_booked(world: World) -> None:
+    world.organisation(dollars="1")
+    world.chat()
+    world.chat()
+    first, second = (record.body for record in _records(world))
+    usurper = msgspec.structs.replace(decode_event(second), sequence="1")
+
+    counts = _deliver(
+        world, [LogRecord(1, first), LogRecord(2, encode_event(usurper))], log_id="other"
+    )
+
+    assert (counts["settled"], counts["quarantined"]) == (1, 1)
+
+
+def test_a_meter_without_its_own_price_costs_what_its_parent_costs(world: World) -> None:
+    world.organisation(dollars="1")
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "total_tokens": 15,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 2},
+    }
+    world.upstream.script = Script(usage=usage)
+
+    world.chat()
+    world.settle()
+
+    meters = world.events()[0].data.meters
+    assert (meters["input.text.cache_read"], meters["output.text.reasoning"]) == ("4", "2")
+    assert world.balance().total.picos == 10**12 - 10 * INPUT_PRICE - 5 * OUTPUT_PRICE
+    assert world.differences() == []

@@ -117,6 +117,37 @@ def test_every_row_of_the_matrix_is_tried_here_or_named() -> None:
     assert tried | tried_elsewhere == set(MATRIX)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_gateway_that_is_stopped_closes_what_it_was_answering(stream: bool, world: World) -> None:
+    world.organisation(dollars="1")
+    world.upstream.script = Script(words=WORDS, prompt_tokens=PROMPT_TOKENS, hangs_after_words=3)
+
+    async def stop_in_the_middle() -> None:
+        with anyio.move_on_after(0.5):
+            await world.chat_async("acme", {"stream": stream})
+
+    anyio.run(stop_in_the_middle)
+    world.settle()
+
+    picos = PROMPT_TOKENS * INPUT_PRICE + 3 * OUTPUT_PRICE if stream else 0
+    assert [event.data.end_cause for event in world.events()] == ["gateway_stopped"]
+    assert world.balance().total.picos == 10**12 - picos
+    assert world.balance().held.picos == 0
+    assert world.differences() == []
+
+
+def test_a_client_whose_socket_takes_nothing_more_has_left(world: World) -> None:
+    world.organisation(dollars="1")
+    world.upstream.script = Script(words=WORDS, prompt_tokens=PROMPT_TOKENS)
+
+    world.chat(stream=True, stops_reading_after=2)
+    world.settle()
+
+    assert [event.data.end_cause for event in world.events()] == ["client_left"]
+    assert world.events()[0].data.meters["output.text"] == "2"
+    assert world.differences() == []
+
+
 def _leave_a_hold_open(world: World) -> str:
     """Place a hold as admission does, and die."""
     body = b'{"model":"scripted","messages":[{"role":"user","content":"hello"}],"max_tokens":9}'

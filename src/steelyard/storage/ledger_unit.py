@@ -13,26 +13,24 @@ from steelyard.ledger.store import BalanceTooLarge, InsufficientFunds
 from steelyard.ledger.transaction import Transaction
 from steelyard.money import Currency, Money, write_decimal
 from steelyard.storage import schema
+from steelyard.storage.prepared import PreparedStatement
 from steelyard.storage.schema import SQLITE_INTEGER_MAX
+from steelyard.timestamp import write_timestamp
 
 PARAMETERS_MAX = 500
 
 _accounts = schema.ledger_accounts
-_LOCK_BALANCES = (
-    select(_accounts.c.id, _accounts.c.balance)
-    .where(_accounts.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(_accounts.c.id)
-    .with_for_update()
+_LOCK_BALANCE = PreparedStatement(
+    select(_accounts.c.balance).where(_accounts.c.id == bindparam("account")).with_for_update()
 )
-# Statements of the hold's path are made once: making them costs as much as running them.
-_INSERT_HOLD = insert(schema.holds)
-_INSERT_TRANSACTION = insert(schema.ledger_transactions)
-_INSERT_POSTING = insert(schema.ledger_postings)
-_SET_BALANCE = (
+_SET_BALANCE = PreparedStatement(
     update(_accounts)
     .where(_accounts.c.id == bindparam("account"))
     .values(balance=bindparam("after"))
 )
+_INSERT_HOLD = PreparedStatement(insert(schema.holds))
+_INSERT_TRANSACTION = PreparedStatement(insert(schema.ledger_transactions))
+_INSERT_POSTING = PreparedStatement(insert(schema.ledger_postings))
 
 
 class SqlLedgerUnit:
@@ -80,14 +78,14 @@ class SqlLedgerUnit:
 
     def insert_holds(self, holds: Sequence[Hold]) -> None:
         if holds:
-            self.connection.execute(_INSERT_HOLD, [hold_row(hold) for hold in holds])
+            _INSERT_HOLD.run_each(self.connection, [_hold_row(hold) for hold in holds])
 
     def _lock(self, account_ids: Collection[str]) -> None:
         """Read and lock those that are not locked yet, always in one order, so that two units of
         work never wait for each other in a circle."""
-        for part in parts(sorted(set(account_ids) - self._locked.keys())):
-            for row in self.connection.execute(_LOCK_BALANCES, {"ids": part}):
-                self._locked[row.id] = row.balance
+        for account_id in sorted(set(account_ids) - self._locked.keys()):
+            for (balance,) in _LOCK_BALANCE.rows(self.connection, {"account": account_id}):
+                self._locked[account_id] = int(balance)
 
     def _move_balances(self, changes: dict[str, int]) -> None:
         self._lock(changes.keys())
@@ -99,7 +97,7 @@ class SqlLedgerUnit:
             self._locked[account_id] += change
             self._check_balance(account_id, self._locked[account_id], change=change)
         after = [{"account": name, "after": self._locked[name]} for name in sorted(changes)]
-        self.connection.execute(_SET_BALANCE, after)
+        _SET_BALANCE.run_each(self.connection, after)
 
     def _open_accounts(self, account_ids: Sequence[str]) -> None:
         """Open accounts at zero; another unit of work may be opening the same ones right now."""
@@ -121,22 +119,22 @@ class SqlLedgerUnit:
             raise BalanceTooLarge
 
     def _insert(self, transactions: Sequence[Transaction]) -> None:
-        self.connection.execute(
-            _INSERT_TRANSACTION,
+        _INSERT_TRANSACTION.run_each(
+            self.connection,
             [
                 {
                     "id": transaction.id,
                     "template": transaction.template,
                     "reference": transaction.reference,
-                    "booked_at": transaction.booked_at,
+                    "booked_at": write_timestamp(transaction.booked_at),
                     "actor": transaction.actor,
                     "reason": transaction.reason,
                 }
                 for transaction in transactions
             ],
         )
-        self.connection.execute(
-            _INSERT_POSTING,
+        _INSERT_POSTING.run_each(
+            self.connection,
             [
                 {
                     "transaction_id": transaction.id,
@@ -153,15 +151,15 @@ def parts(values: Sequence[str]) -> list[Sequence[str]]:
     return [values[i : i + PARAMETERS_MAX] for i in range(0, len(values), PARAMETERS_MAX)]
 
 
-def hold_row(hold: Hold) -> dict[str, object]:
-    """A hold as a row of its table."""
+def _hold_row(hold: Hold) -> dict[str, object]:
+    """A hold as the values of its row."""
     return {
         "id": hold.id,
         "payer_id": hold.payer_id,
         "currency": hold.amount.currency,
         "amount": hold.amount.picos,
         "source": hold.source,
-        "placed_at": hold.placed_at,
+        "placed_at": write_timestamp(hold.placed_at),
         "opened": hold.opened,
         "status": hold.status,
     }
