@@ -71,9 +71,12 @@ def make_table(
     """Rows as a table; amounts and counts stand to the right."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for column in columns:
+        # A folded number is a wrong number; a folded name is only ugly.
+        is_number = column in right
         table.add_column(
             column.replace("_", " "),
-            justify="right" if column in right else "left",
+            justify="right" if is_number else "left",
+            no_wrap=is_number,
             overflow="fold",
         )
     for row in rows:
