@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final
 
@@ -49,8 +50,9 @@ class _AnswerResponse(Response):
         finally:
             self._engine.cancel(self._sequence)
 
+    @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise NotImplementedError
+        """Send the whole of the answer."""
 
     async def _each_delta(self) -> AsyncIterator[Delta]:
         while True:

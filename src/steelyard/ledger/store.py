@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from steelyard.errors import Refusal
-from steelyard.ledger.chart import LedgerAccount
 from steelyard.ledger.hold import Hold, HoldStatus
 from steelyard.ledger.transaction import Transaction
 
@@ -23,10 +22,6 @@ class BalanceTooLarge(Refusal):
 
 class LedgerUnit(Protocol):
     """The ledger as one unit of work sees it."""
-
-    def balance(self, account: LedgerAccount) -> int:
-        """Picos that stand on the account now; zero for one that was never posted to."""
-        ...
 
     def post(self, transactions: Sequence[Transaction]) -> None:
         """Write transactions and move balances; raises InsufficientFunds and BalanceTooLarge."""

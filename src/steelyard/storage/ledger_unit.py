@@ -68,10 +68,6 @@ class SqlLedgerUnit:
             )
             assert closed.rowcount == len(part), "a hold ended twice, or was never placed"
 
-    def balance(self, account: LedgerAccount) -> int:
-        query = select(_accounts.c.balance).where(_accounts.c.id == account.id)
-        return self.connection.execute(query).scalar_one_or_none() or 0
-
     def lock_balances(self, accounts: Collection[LedgerAccount]) -> dict[str, int]:
         self._lock({account.id for account in accounts})
         return dict(self._locked)
