@@ -39,8 +39,8 @@ def test_amounts_are_read_without_floats() -> None:
     prices = book.prices_of("gpt-4o")
 
     assert prices is not None
-    assert prices.meters["input.text"].picos_per_unit == 546_875
-    assert prices.meters["output.text"].picos_per_unit == 10_000_000
+    assert prices.meters["input.text"].picos_per_unit(input_tokens=1) == 546_875
+    assert prices.meters["output.text"].picos_per_unit(input_tokens=1) == 10_000_000
 
 
 def test_an_exact_name_goes_before_a_pattern() -> None:
@@ -93,6 +93,13 @@ def test_every_shipped_price_book_is_good(path: Path) -> None:
         ("input.text: { amount: 2.5", "input.txt: { amount: 2.5", "line 8.*unknown meter"),
         ("source: an example", "sauce: an example", "line 10.*unknown key"),
         ("source: an example", "match: again", "line 10.*twice"),
+        ("2.5, per: 1M", "2.5, per: 1M, tiers: [{above: 0, amount: 3}]", "line 8.*positive whole"),
+        ("2.5, per: 1M", "2.5, per: 1M, tiers: [{above: 9}]", "line 8.*'amount' is missing"),
+        (
+            "2.5, per: 1M",
+            "2.5, per: 1M, tiers: [{above: 9, amount: 3}, {above: 9, amount: 4}]",
+            "line 8.*order",
+        ),
         ("steelyard.price-book/v1", "steelyard.price-book/v9", "line 1"),
     ],
 )

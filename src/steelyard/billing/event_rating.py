@@ -28,8 +28,9 @@ def rate_record(record: UsageRecord, *, document: Mapping[str, Any]) -> list[Cha
     if document["currency"] != record.currency:
         raise EventNotRateable(f"priced in {document['currency']}, booked in {record.currency}")
     prices = _prices(record.model_served, document["models"])
+    prompt = sum(Fraction(n) for meter, n in record.meters.items() if meter.startswith("input."))
     return [
-        _line(meter, count, _nearest(meter, prices))
+        _line(meter, count, _nearest(meter, prices), prompt=prompt)
         for meter, count in sorted(record.meters.items())
     ]
 
@@ -49,11 +50,21 @@ def _nearest(meter: str, prices: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return next((prices[name] for name in names if name in prices), None)
 
 
-def _line(meter: str, count: str, price: Mapping[str, Any] | None) -> ChargeLine:
+def _line(
+    meter: str, count: str, price: Mapping[str, Any] | None, *, prompt: Fraction | int
+) -> ChargeLine:
     if price is None:
         raise EventNotRateable(f"the price version does not cover the meter {meter!r}")
-    unit = Fraction(price["amount"]) * PICOS / price["per"]
+    unit = Fraction(_amount(price, prompt=prompt)) * PICOS / price["per"]
     quantity = Fraction(count)
     if unit.denominator != 1 or quantity.denominator != 1 or quantity < 0:
         raise EventNotRateable(f"{meter}: {count} units at {price} do not give whole picos")
     return ChargeLine(meter, quantity.numerator, unit.numerator)
+
+
+def _amount(price: Mapping[str, Any], *, prompt: Fraction | int) -> str:
+    """The amount of the highest tier that the prompt has passed, or the base amount."""
+    passed = [tier for tier in price.get("tiers", ()) if prompt > tier["above"]]
+    if not passed:
+        return price["amount"]
+    return max(passed, key=lambda tier: tier["above"])["amount"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from steelyard.clock import Clock
 from steelyard.gateway.snapshot import Snapshot
-from steelyard.money import Currency, write_decimal
+from steelyard.money import Currency
 from steelyard.pricing.price_book import ModelPrices, PriceNotFound, PriceVersion, version_in_force
 
 
@@ -26,10 +26,7 @@ class PinnedPrices:
         return {
             "currency": self.currency,
             "price_version": self.version.sha256,
-            "meters": {
-                meter: {"amount": write_decimal(price.picos), "per": price.per}
-                for meter, price in self.prices.meters.items()
-            },
+            "meters": {meter: price.as_document() for meter, price in self.prices.meters.items()},
         }
 
 

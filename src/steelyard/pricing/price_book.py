@@ -21,20 +21,55 @@ class PriceNotFound(Refusal):
 
 
 @dataclass(frozen=True, slots=True)
+class Tier:
+    """The amount that applies, to every unit, once the prompt has more than `above` tokens."""
+
+    above: int
+    picos: int
+
+
+@dataclass(frozen=True, slots=True)
 class Price:
-    """What one unit of a meter costs: `picos` for every `per` units. Divides without remainder."""
+    """What one unit of a meter costs: `picos` for every `per` units. Divides without remainder.
+
+    Tiers are cliffs: the length of the prompt decides on one of the amounts for all units, so the
+    price of a request depends on nothing but the request.
+    """
 
     picos: int
     per: int
+    tiers: tuple[Tier, ...] = ()
 
     def __post_init__(self) -> None:
-        assert self.picos >= 0, f"a price is not negative: {self.picos}"
         assert self.per > 0, f"a price is per a positive number of units: {self.per}"
-        assert self.picos % self.per == 0, f"{self.picos} picos per {self.per} is finer than a pico"
+        for picos in (self.picos, *(tier.picos for tier in self.tiers)):
+            assert picos >= 0, f"a price is not negative: {picos}"
+            assert picos % self.per == 0, f"{picos} picos per {self.per} is finer than a pico"
+        bounds = [tier.above for tier in self.tiers]
+        assert bounds == sorted(set(bounds)), f"tiers are in order of their bounds: {bounds}"
+        assert min(bounds, default=1) > 0, f"a tier starts above a positive number: {bounds}"
 
-    @property
-    def picos_per_unit(self) -> int:
-        return self.picos // self.per
+    def picos_per_unit(self, *, input_tokens: int) -> int:
+        """The price of a unit in a request whose prompt has so many tokens."""
+        picos = self.picos
+        for tier in self.tiers:
+            if input_tokens > tier.above:
+                picos = tier.picos
+        return picos // self.per
+
+    def highest_picos_per_unit(self, *, input_tokens_max: int) -> int:
+        """The most that a unit can cost while the prompt may have up to so many tokens."""
+        reachable = [tier.picos for tier in self.tiers if input_tokens_max > tier.above]
+        return max([self.picos, *reachable]) // self.per
+
+    def as_document(self) -> dict[str, Any]:
+        """The price as plain JSON values; amounts are decimal strings."""
+        document: dict[str, Any] = {"amount": write_decimal(self.picos), "per": self.per}
+        if self.tiers:
+            document["tiers"] = [
+                {"above": tier.above, "amount": write_decimal(tier.picos)} for tier in self.tiers
+            ]
+        return document
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +120,7 @@ def canonical_document(book: PriceBook) -> dict[str, Any]:
         "models": [
             {
                 "match": entry.match,
-                "prices": {
-                    meter: {"amount": write_decimal(price.picos), "per": price.per}
-                    for meter, price in entry.meters.items()
-                },
+                "prices": {meter: price.as_document() for meter, price in entry.meters.items()},
                 **({"source": entry.source} if entry.source else {}),
             }
             for entry in book.models
@@ -134,12 +166,16 @@ def read_canonical(document: dict[str, Any]) -> PriceBook:
         models=tuple(
             ModelPrices(
                 match=entry["match"],
-                meters={
-                    meter: Price(read_decimal(price["amount"]), price["per"])
-                    for meter, price in entry["prices"].items()
-                },
+                meters={meter: _read_price(price) for meter, price in entry["prices"].items()},
                 source=entry.get("source"),
             )
             for entry in document["models"]
         ),
     )
+
+
+def _read_price(document: dict[str, Any]) -> Price:
+    tiers = (
+        Tier(tier["above"], read_decimal(tier["amount"])) for tier in document.get("tiers", ())
+    )
+    return Price(read_decimal(document["amount"]), document["per"], tuple(tiers))

@@ -1,5 +1,6 @@
 """Reads a price book from YAML, and says the line of whatever is wrong with it."""
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import cast
@@ -10,7 +11,7 @@ from steelyard.errors import Refusal
 from steelyard.ids import NameMalformed, read_name
 from steelyard.metering.usage import METERS
 from steelyard.money import AmountMalformed, Currency, CurrencyUnknown, read_currency, read_decimal
-from steelyard.pricing.price_book import ModelPrices, Price, PriceBook
+from steelyard.pricing.price_book import ModelPrices, Price, PriceBook, Tier
 from steelyard.timestamp import read_timestamp
 
 SCHEMA = "steelyard.price-book/v1"
@@ -128,24 +129,45 @@ def _read_model_prices(place: Place) -> ModelPrices:
 
 
 def _read_price(place: Place) -> Price:
-    fields = place.fields(required={"amount", "per"}, optional=set())
-    try:
-        picos = read_decimal(fields["amount"].text())
-    except AmountMalformed as error:
-        raise fields["amount"].malformed(str(error)) from error
-    if picos < 0:
-        raise fields["amount"].malformed("a price is not negative")
+    fields = place.fields(required={"amount", "per"}, optional={"tiers"})
     per = _read_per(fields["per"])
+    picos = _read_amount(fields["amount"], per=per)
+    return Price(picos, per, _read_tiers(fields["tiers"], per=per) if "tiers" in fields else ())
+
+
+def _read_tiers(place: Place, *, per: int) -> tuple[Tier, ...]:
+    tiers: list[Tier] = []
+    for item in place.items():
+        fields = item.fields(required={"above", "amount"}, optional=set())
+        above = _read_whole(fields["above"])
+        if above <= 0:
+            raise fields["above"].malformed("expected a positive whole number of tokens")
+        if tiers and above <= tiers[-1].above:
+            raise fields["above"].malformed("tiers stand in the order of their bounds")
+        tiers.append(Tier(above, _read_amount(fields["amount"], per=per)))
+    return tuple(tiers)
+
+
+def _read_amount(place: Place, *, per: int) -> int:
+    try:
+        picos = read_decimal(place.text())
+    except AmountMalformed as error:
+        raise place.malformed(str(error)) from error
+    if picos < 0:
+        raise place.malformed("a price is not negative")
     if picos % per:
-        raise fields["amount"].malformed("the price of one unit is finer than 10^-12; round it")
-    return Price(picos, per)
+        raise place.malformed("the price of one unit is finer than 10^-12; round it")
+    return picos
 
 
 def _read_per(place: Place) -> int:
-    text = place.text()
-    per = PER_NAMES.get(text) or (
-        int(text.replace("_", "")) if text.replace("_", "").isdigit() else 0
-    )
+    per = PER_NAMES.get(place.text()) or _read_whole(place)
     if per <= 0:
         raise place.malformed("expected 1, 1k, 1M or a positive whole number of units")
     return per
+
+
+def _read_whole(place: Place) -> int:
+    """A whole number as people write it, with underscores; zero for anything else."""
+    digits = place.text().replace("_", "")
+    return int(digits) if re.fullmatch("[0-9]{1,18}", digits) else 0

@@ -40,5 +40,6 @@ def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Char
         price = prices.price_of(meter)
         if price is None:
             raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {meter!r}")
-        lines.append(ChargeLine(meter, count, price.picos_per_unit))
+        picos_per_unit = price.picos_per_unit(input_tokens=usage.input_tokens)
+        lines.append(ChargeLine(meter, count, picos_per_unit))
     return Charge(tuple(lines), currency)
