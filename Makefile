@@ -9,7 +9,7 @@ STATE := .steelyard
 export STEELYARD_MODELS_DIR ?= $(CURDIR)/$(STATE)/models
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead clean
+.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead bench-worker clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,9 @@ fix: $(READY) ## format, and mend what can be mended by itself
 
 bench-overhead: $(READY) ## what gateway and metering add to the engine; last line is JSON
 	@$(BIN)/python -m benchmarks.overhead
+
+bench-worker: $(READY) ## how fast events come into the books; FULL=1 for ten million; last line is JSON
+	@$(BIN)/python -m benchmarks.worker $(if $(FULL),--full)
 
 clean: ## remove the virtual environment and all local state
 	rm -rf $(VENV) $(STATE)

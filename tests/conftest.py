@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Generator
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,7 +12,10 @@ from steelyard.settings import Settings, read_settings
 from steelyard.storage.database import open_database
 from steelyard.storage.migration import migrate
 from tests.postgres_server import create_database, find_binaries, running_postgres
-from tests.world import World
+
+if TYPE_CHECKING:
+    from tests.fund_world import FundWorld
+    from tests.world import World
 
 _numbers = count(1)
 TEMPLATE = "steelyard_template"
@@ -59,14 +63,27 @@ def make_settings(request: pytest.FixtureRequest, tmp_path: Path) -> MakeSetting
 
 
 @pytest.fixture
-def world(make_settings: MakeSettings) -> Generator[World]:
+def world(make_settings: MakeSettings) -> "Generator[World]":
     """Books, outbox, gateway and worker in one process, with a scripted upstream."""
+    from tests.world import World
+
     with World(make_settings()) as built:
         yield built
 
 
 @pytest.fixture
-def sqlite_world(tmp_path: Path) -> Generator[World]:
+def sqlite_world(tmp_path: Path) -> "Generator[World]":
     """A world on SQLite only, for what no database can change."""
+    from tests.world import World
+
     with World(read_settings(data_dir=tmp_path / "data")) as built:
+        yield built
+
+
+@pytest.fixture
+def funds(make_settings: MakeSettings) -> "Generator[FundWorld]":
+    """Books with an organisation and a hold desk, and nothing else."""
+    from tests.fund_world import FundWorld
+
+    with FundWorld(make_settings()) as built:
         yield built

@@ -24,7 +24,7 @@ def find_binaries() -> Path | None:
 
 
 @contextmanager
-def running_postgres(binaries: Path) -> Generator[str]:
+def running_postgres(binaries: Path, *, options: str = "-c fsync=off") -> Generator[str]:
     """Start a server and give the URL of its maintenance database."""
     # PostgreSQL refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else None
@@ -45,7 +45,7 @@ def running_postgres(binaries: Path) -> Generator[str]:
         ]
         subprocess.run(command, user=user, cwd=folder, check=True, capture_output=True)
         port = free_port()
-        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off"
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} {options}"
         control = [binaries / "pg_ctl", "-D", database, "-w", "-t", str(START_TIMEOUT_S)]
         log = ["-l", folder / "log", "-o", options]
         subprocess.run(

@@ -14,6 +14,7 @@ from steelyard.access.rate_limit import RequestRateLimit
 from steelyard.access.tenant import Department, Organisation, PaysFrom
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.stores import open_stores
+from steelyard.billing.commands import new_command
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.billing.statement import Balance, Period, Statement, make_statement, read_balance
 from steelyard.billing.top_up import add_credit
@@ -152,10 +153,12 @@ class World:
         trace: TracebackType | None,
     ) -> None:
         self.stop_gateway()
+        self.worker.close()
         self.stores.database.close()
 
     def publish_prices(self, text: str) -> None:
-        version = publishable_version(read_price_book(text))
+        published = self.stores.prices.versions()
+        version = publishable_version(read_price_book(text, published=published))
         self.stores.prices.publish(version, at=self.clock.now())
 
     def start_gateway(self) -> None:
@@ -190,9 +193,11 @@ class World:
     def start_worker(self, *, batch_max: int = 1000) -> None:
         self.worker = Worker(self.stores, self.settings.outbox_dir, batch_max=batch_max)
 
-    def organisation(self, name: str = "acme", *, dollars: str = "0") -> Organisation:
+    def organisation(
+        self, name: str = "acme", *, dollars: str = "0", plan: str | None = None
+    ) -> Organisation:
         """An organisation with a department and a key of the same name as itself."""
-        organisation = Organisation(new_id(), name, USD, self.clock.now())
+        organisation = Organisation(new_id(), name, USD, self.clock.now(), plan=plan)
         self.stores.access.insert_organisation(organisation)
         self.tenants[name] = organisation
         self.department(organisation, name, pays_from="organisation")
@@ -225,9 +230,7 @@ class World:
             self.stores.books,
             tenant,
             amount=Money(read_decimal(dollars), USD),
-            actor="test",
-            reason="test",
-            clock=self.clock,
+            command=new_command(clock=self.clock, actor="test", reason="test"),
         )
 
     def chat(self, key: str = "acme", **given: Any) -> Answered:

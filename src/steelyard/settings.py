@@ -123,8 +123,19 @@ class Settings(BaseSettings):
         le=60,
         description="how often the worker looks for new events, in seconds",
     )
+    sweep_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="how often the worker looks for expired grants and forgotten holds, in seconds",
+    )
+    hold_ttl_s: float = Field(
+        default=3600.0,
+        gt=0,
+        description="a hold that is open for longer is marked as unresolved, in seconds",
+    )
     worker_batch_max: int = Field(
-        default=1000, ge=1, le=10_000, description="most events that the worker settles at once"
+        default=10_000, ge=1, le=10_000, description="most events that the worker settles at once"
     )
 
     @classmethod

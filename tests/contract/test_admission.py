@@ -2,7 +2,7 @@
 
 import pytest
 
-from steelyard.billing.hold_desk import HoldDeclined
+from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.money import Money
 from tests.conftest import MakeSettings

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from steelyard.pricing.price_book import (
-    PriceNotFound,
     canonical_bytes,
     publishable_version,
     read_canonical,
@@ -126,5 +125,4 @@ def test_the_version_in_force_changes_exactly_at_its_date() -> None:
     first_moment = version_in_force(versions, at=read_timestamp("2026-12-01T00:00:00Z"))
 
     assert (last_moment, first_moment) == (first, second)
-    with pytest.raises(PriceNotFound):
-        version_in_force(versions, at=read_timestamp("2026-10-31T23:59:59Z"))
+    assert version_in_force(versions, at=read_timestamp("2026-10-31T23:59:59Z")) is None

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Protocol
 
-from steelyard.access.tenant import Department, Organisation
+from steelyard.access.tenant import Department, Organisation, Project
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.errors import Refusal
 
@@ -12,6 +12,12 @@ class TenantNotFound(Refusal):
     """There is no such organisation or department. 'steelyard org list' shows what there is."""
 
     code = "tenant_not_found"
+
+
+class ProjectNotFound(Refusal):
+    """There is no such project. 'steelyard project list' shows what there is."""
+
+    code = "project_not_found"
 
 
 class KeyNotFound(Refusal):
@@ -26,14 +32,37 @@ class NameTaken(Refusal):
     code = "name_taken"
 
 
+class BudgetTaken(Refusal):
+    """There is a budget of this kind already. End it before you set another."""
+
+    code = "budget_taken"
+
+
+class BudgetNotFound(Refusal):
+    """There is no such budget. 'steelyard budget list' shows what there is."""
+
+    code = "budget_not_found"
+
+
 class AccessStore(Protocol):
-    """Keeps tenants and virtual keys."""
+    """Keeps tenants, projects and virtual keys. What is inserted has a name of its own, or
+    NameTaken is raised."""
 
     def insert_organisation(self, organisation: Organisation) -> None: ...
 
+    def update_organisation(self, organisation: Organisation) -> None:
+        """Keep its time zone, tax and plan."""
+        ...
+
     def insert_department(self, department: Department) -> None: ...
 
+    def insert_project(self, project: Project) -> None: ...
+
     def insert_key(self, key: VirtualKey, *, secret_hash: str) -> None: ...
+
+    def move_key(self, key: VirtualKey) -> None:
+        """Keep its department and project. Requests that are running stay where they were."""
+        ...
 
     def revoke_key(self, key_id: str, *, at: datetime) -> VirtualKey:
         """Revoke a key by id; raises KeyNotFound. Revoking twice changes nothing."""
@@ -42,6 +71,8 @@ class AccessStore(Protocol):
     def organisations(self) -> list[Organisation]: ...
 
     def departments(self) -> list[Department]: ...
+
+    def projects(self) -> list[Project]: ...
 
     def all_keys(self) -> list[tuple[VirtualKey, str]]:
         """Every key with the hash of its secret."""
@@ -53,6 +84,14 @@ class AccessStore(Protocol):
 
     def find_department(self, path: str) -> Department:
         """Find 'organisation/department'; raises TenantNotFound."""
+        ...
+
+    def find_project(self, path: str) -> Project:
+        """Find 'organisation/department/project'; raises ProjectNotFound."""
+        ...
+
+    def find_key(self, wanted: str) -> VirtualKey:
+        """Find a key by its id or 'organisation/department/key'; raises KeyNotFound."""
         ...
 
     def revision(self) -> int:

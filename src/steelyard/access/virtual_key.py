@@ -5,7 +5,7 @@ import hmac
 from dataclasses import dataclass
 from datetime import datetime
 
-from steelyard.access.tenant import Department
+from steelyard.access.tenant import Department, Project
 from steelyard.errors import Refusal
 from steelyard.ids import new_secret
 
@@ -33,7 +33,7 @@ class KeyRevoked(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class VirtualKey:
-    """What a secret stands for: a department, and how much it may ask."""
+    """What a secret stands for: a department, perhaps a project of it, and how much it may ask."""
 
     id: str
     name: str
@@ -43,6 +43,11 @@ class VirtualKey:
     input_tokens_max: int | None
     created_at: datetime
     revoked_at: datetime | None
+    project: Project | None = None
+
+    @property
+    def path(self) -> str:
+        return f"{self.department.path}/{self.name}"
 
 
 def make_secret() -> str:

@@ -15,7 +15,9 @@ from steelyard.settings import Settings
 from steelyard.storage.access_store import SqlAccessStore
 from steelyard.storage.audit import SqlAudit
 from steelyard.storage.books import SqlBooks
+from steelyard.storage.budget_store import SqlBudgetStore
 from steelyard.storage.database import Database, open_database, sqlite_url
+from steelyard.storage.fund_reports import SqlFundReports
 from steelyard.storage.migration import check_version, migrate
 from steelyard.storage.price_store import SqlPriceStore
 from steelyard.storage.reports import SqlReports
@@ -34,6 +36,8 @@ class Stores:
     database: Database
     books: Books
     access: AccessStore
+    budgets: SqlBudgetStore
+    funds: SqlFundReports
     prices: PriceStore
     reports: SqlReports
     audit: SqlAudit
@@ -52,6 +56,8 @@ def open_stores(settings: Settings, *, should_migrate: bool = False) -> Stores:
         database=database,
         books=SqlBooks(database),
         access=SqlAccessStore(database),
+        budgets=SqlBudgetStore(database),
+        funds=SqlFundReports(database),
         prices=SqlPriceStore(database),
         reports=SqlReports(database),
         audit=SqlAudit(database),

@@ -1,39 +1,84 @@
-"""How much a request can cost at most, and how much of it a balance affords. Pure."""
+"""How much a request can cost at most, and how much of it a balance affords. Pure.
 
-from steelyard.metering.usage import INPUT_TEXT, OUTPUT_TEXT
+Prices are those of the moment of admission: which windows are open is decided before.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+from steelyard.metering.usage import CALL, INPUT_TEXT, INPUT_TOKENS, OUTPUT_TEXT
 from steelyard.money import Currency, Money
 from steelyard.pricing.price_book import ModelPrices, PriceNotFound
+
+OUTPUT_TOKENS_MAX = 2**31
 
 
 def highest_charge(
     *, input_tokens: int, output_tokens: int, prices: ModelPrices, currency: Currency
 ) -> Money:
     """No answer within these bounds costs more, whichever meters its tokens turn out to be."""
-    highest_input, highest_output = _highest_rates(prices, input_tokens_max=input_tokens)
-    return Money(input_tokens * highest_input + output_tokens * highest_output, currency)
+    counts_max = {INPUT_TEXT: input_tokens, OUTPUT_TEXT: output_tokens}
+    if prices.bearer_of(CALL):
+        counts_max[CALL] = 1
+    return highest_charge_within(counts_max, prices=prices, currency=currency)
+
+
+def highest_charge_within(
+    counts_max: Mapping[str, int], *, prices: ModelPrices, currency: Currency
+) -> Money:
+    """The most that a usage costs which counts up to so much of each family of meters.
+
+    A family is a meter with all that are parts of it: `input.text` bounds cached tokens too. The
+    bound is what each unit costs at its dearest, and what the formulas give at their highest.
+    """
+    prompt_max = sum(n for family, n in counts_max.items() if family in INPUT_TOKENS)
+    picos = sum(
+        count * _highest_rate(prices, family, input_tokens_max=prompt_max)
+        for family, count in counts_max.items()
+    )
+    for meter, formula in prices.equivalent_tokens.items():
+        counts = {name: _count_max(name, counts_max) for name in formula.meters}
+        rate = prices.meters[meter].highest_picos_per_unit(input_tokens_max=prompt_max)
+        picos += formula.highest(counts) * rate
+    return Money(max(picos, prices.minimum or 0), currency)
 
 
 def affordable_output_tokens(available: Money, *, input_tokens: int, prices: ModelPrices) -> int:
     """How many tokens of answer the balance pays for, once it has paid for the prompt."""
-    highest_input, highest_output = _highest_rates(prices, input_tokens_max=input_tokens)
-    left = available.picos - input_tokens * highest_input
-    if left < 0:
-        return 0
-    return left // highest_output if highest_output else 2**31
 
+    def highest(output_tokens: int) -> int:
+        return highest_charge(
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            prices=prices,
+            currency=available.currency,
+        ).picos
 
-def _highest_rates(prices: ModelPrices, *, input_tokens_max: int) -> tuple[int, int]:
-    return (
-        _highest_rate(prices, INPUT_TEXT, input_tokens_max=input_tokens_max),
-        _highest_rate(prices, OUTPUT_TEXT, input_tokens_max=input_tokens_max),
-    )
+    # The bound only grows with the answer, so what is affordable is found by halving.
+    affordable = bisect_right(range(OUTPUT_TOKENS_MAX + 1), available.picos, key=highest) - 1
+    return max(0, affordable)
 
 
 def _highest_rate(prices: ModelPrices, family: str, *, input_tokens_max: int) -> int:
-    if family not in prices.meters:
+    """The dearest price in a family; what only a formula counts has no price of its own."""
+    bearer = prices.bearer_of(family)
+    if bearer is None:
         raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {family!r}")
-    return max(
-        price.highest_picos_per_unit(input_tokens_max=input_tokens_max)
+    priced = [
+        price
         for meter, price in prices.meters.items()
-        if meter == family or meter.startswith(f"{family}.")
+        if meter == bearer or meter.startswith(f"{family}.")
+    ]
+    return max(
+        (price.highest_picos_per_unit(input_tokens_max=input_tokens_max) for price in priced),
+        default=0,
+    )
+
+
+def _count_max(name: str, counts_max: Mapping[str, int]) -> int:
+    """How much a name in a formula can count: what its family, or what it is a part of, can."""
+    return sum(
+        count
+        for family, count in counts_max.items()
+        if name == family or name.startswith(f"{family}.") or family.startswith(f"{name}.")
     )

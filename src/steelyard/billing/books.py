@@ -1,21 +1,21 @@
 """What billing needs from the books: units of work that are all or nothing."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
+from steelyard.billing.hourly_sums import UsageSums
+from steelyard.billing.re_rating import ReRatingUnit
 from steelyard.errors import Failure
-from steelyard.ledger.chart import LedgerAccount
 from steelyard.ledger.hold import Hold
-from steelyard.ledger.store import LedgerUnit
-from steelyard.metering.usage_event import UsageEvent
-from steelyard.pricing.rating import ChargeLine
 
 # A source and a sequence in it.
 Place = tuple[str, int]
 EventOutcome = Literal["settled", "suspended"]
+# Picos by organisation, payer, billed hour, grant and currency.
+FundingSums = Mapping[tuple[str, str, str, str, str], int]
 
 
 class PositionMoved(Failure):
@@ -24,44 +24,76 @@ class PositionMoved(Failure):
     code = "position_moved"
 
 
-@dataclass(frozen=True, slots=True)
-class RatedEvent:
-    """An event with what the worker found that it costs."""
+class HeldFunds(NamedTuple):
+    """What a hold has set aside, as far as settlement needs it; draws are still text."""
 
-    event: UsageEvent
-    content_hash: str
-    body: bytes
-    lines: Sequence[ChargeLine]
+    payer_id: str
+    currency: str
+    picos: int
+    draws: str
+    budget_draws: str
+
+
+class BookedEvent(NamedTuple):
+    """An event as it goes into the books.
+
+    `picos` is what it costs; of a suspended one it is what was held. `spent` says which grants that
+    came from, in the order of burning, as text.
+    """
+
+    event: PreparedEvent
+    billed_at: str
+    picos: int
+    spent: str
     outcome: EventOutcome
 
 
-@dataclass(frozen=True, slots=True)
-class QuarantinedEvent:
+class QuarantinedEvent(NamedTuple):
     """A log record that must not move money, and why."""
 
-    content_hash: str
     log_id: str
     position: int
     reason: str
     body: bytes
 
 
-class BooksUnit(LedgerUnit, Protocol):
+class BooksUnit(ReRatingUnit, Protocol):
     """One unit of work on the books."""
 
-    def lock_balances(self, accounts: Collection[LedgerAccount]) -> dict[str, int]:
-        """Balances by account id, which nobody else can change until the unit ends."""
+    def lock_held_funds(self, hold_ids: Collection[str]) -> dict[str, HeldFunds]:
+        """What the open ones of these holds have set aside; nobody else ends them meanwhile."""
         ...
 
-    def content_hashes(self, event_ids: Collection[str]) -> dict[str, str]:
-        """The content hash of each of these events that the books know."""
+    def remove_holds(self, hold_ids: Collection[str]) -> None:
+        """Holds end without a trace of their own: their events tell how."""
+        ...
+
+    def content_hashes(self, event_ids: Collection[str]) -> dict[str, bytes]:
+        """The SHA-256 of the bytes of each of these events that the books know."""
         ...
 
     def places_taken(self, places: Collection[Place]) -> set[Place]:
         """Which of these places in the chain of a source have an event already."""
         ...
 
-    def insert_events(self, events: Sequence[RatedEvent], *, at: datetime) -> None: ...
+    def path_ids(self, paths: Sequence[UsagePath]) -> Sequence[int]:
+        """The number of each of these paths; new paths get one."""
+        ...
+
+    def insert_events(
+        self,
+        booked: Sequence[BookedEvent],
+        batch: PreparedBatch,
+        *,
+        path_ids: Sequence[int],
+        at: datetime,
+    ) -> None:
+        """Keep events: their bytes in one compressed segment, and a row for each."""
+        ...
+
+    def add_to_hours(
+        self, usage: UsageSums, funding: FundingSums, *, path_ids: Sequence[int]
+    ) -> None: ...
 
     def quarantine(self, events: Sequence[QuarantinedEvent], *, at: datetime) -> None:
         """Keep records for a person to look at; the same content is kept once."""
@@ -76,7 +108,7 @@ class BooksUnit(LedgerUnit, Protocol):
         ...
 
     def open_holds(self, *, source_prefix: str) -> list[Hold]:
-        """Holds that are still placed, of sources that begin so."""
+        """Holds that are still open, of sources that begin so."""
         ...
 
 

@@ -1,171 +1,240 @@
-"""Settlement: events from a log become postings, exactly once, all of a batch or nothing of it.
+"""Settlement: prepared events become postings, exactly once, all of a batch or nothing of it.
 
-Read `settle_batch` first. De-duplication, rating, posting, the end of the hold and the position in
-the log are one unit of work, so a crash at any point leaves nothing half done, and a second worker
+Read `settle_batch` first. De-duplication, postings, the ends of the holds and the position in the
+log are one unit of work, so a crash at any point leaves nothing half done, and a second worker
 that believes itself alone is refused by the stored position.
 """
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
-import msgspec
 import structlog
 
-from steelyard.billing.books import BooksUnit, Place, QuarantinedEvent, RatedEvent
-from steelyard.billing.event_content import EventMalformed, check_content
-from steelyard.billing.event_rating import EventNotRateable, rate_record
-from steelyard.eventlog.log import LogRecord
-from steelyard.ledger.hold import Hold
-from steelyard.ledger.transaction import Transaction, settle_hold, suspend_hold
-from steelyard.metering.usage_event import UsageEvent, decode_event, hash_event
-from steelyard.money import Money, read_decimal
+from steelyard.billing.books import (
+    BookedEvent,
+    BooksUnit,
+    EventOutcome,
+    FundingSums,
+    HeldFunds,
+    QuarantinedEvent,
+)
+from steelyard.billing.budgets import BudgetUse, settle_budget_draws
+from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
+from steelyard.billing.hourly_sums import HOUR_CHARACTERS, UsageSums, read_charges
+from steelyard.ledger.hold import Draw, burn, read_budget_draws, read_draws, write_draws
+from steelyard.ledger.transaction import HoldsEnded, Transaction, settle_holds, suspend_holds
+from steelyard.metering.event_segment import unpack_bodies
+from steelyard.metering.usage import TOKEN_METERS
+from steelyard.money import Currency
 
 log = structlog.get_logger()
 
-PriceDocuments = Mapping[str, Mapping[str, Any]]
+NEVER_CLOSED = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Delivery:
-    record: LogRecord
-    content_hash: str
-    event: UsageEvent
-
-    @property
-    def place(self) -> Place:
-        return self.event.source, int(self.event.sequence)
-
-
-def settle_batch(
-    records: Sequence[LogRecord],
-    unit: BooksUnit,
-    *,
-    log_id: str,
-    prices: PriceDocuments,
-    at: datetime,
-) -> Counter[str]:
+def settle_batch(batch: PreparedBatch, unit: BooksUnit, *, at: datetime) -> Counter[str]:
     """Bring the next records of one log into the books; raises PositionMoved for a zombie."""
-    quarantined: list[QuarantinedEvent] = []
-    fresh = _fresh_deliveries(records, unit, log_id=log_id, quarantined=quarantined)
-    holds = unit.read_holds({delivery.event.data.hold_id for delivery in fresh})
-    rated: list[RatedEvent] = []
-    for delivery in fresh:
-        hold = holds.get(delivery.event.data.hold_id)
-        complaint = _complaint_about(hold, delivery.event)
-        if complaint:
-            quarantined.append(_quarantine(delivery.record, complaint, log_id=log_id))
-        else:
-            rated.append(_rate(delivery, prices))
-    _post(rated, holds, unit, at=at)
-    if quarantined:
-        unit.quarantine(quarantined, at=at)
-    unit.move_position(log_id, before=records[0].position - 1, after=records[-1].position)
-    counts = Counter(event.outcome for event in rated)
-    counts["quarantined"] = len(quarantined)
-    counts["repeated"] = len(records) - len(rated) - len(quarantined)
+    unit.move_position(batch.log_id, before=batch.first_position - 1, after=batch.last_position)
+    complaints = {malformed.record: malformed.reason for malformed in batch.malformed}
+    fresh = _fresh(batch, unit, complaints=complaints)
+    posting = _Posting(batch, unit, at)
+    for event, funds in fresh:
+        posting.book(event, funds)
+    posting.post()
+    if complaints:
+        unit.quarantine(_quarantined(batch, complaints), at=at)
+    counts = Counter(event.outcome for event in posting.booked)
+    counts["quarantined"] = len(complaints)
+    counts["repeated"] = batch.record_count - len(fresh) - len(complaints)
     return counts
 
 
-def _fresh_deliveries(
-    records: Sequence[LogRecord],
-    unit: BooksUnit,
-    *,
-    log_id: str,
-    quarantined: list[QuarantinedEvent],
-) -> list[_Delivery]:
-    """Decode and de-duplicate: the same id with the same bytes is nothing new, with other bytes
-    it is a forgery or a bug, and is kept for a person to look at."""
-    deliveries: list[_Delivery] = []
-    for record in records:
-        try:
-            event = decode_event(record.body)
-            check_content(event)
-        except (msgspec.DecodeError, msgspec.ValidationError, EventMalformed) as error:
-            quarantined.append(_quarantine(record, f"not a usage event: {error}", log_id=log_id))
+def _fresh(
+    batch: PreparedBatch, unit: BooksUnit, *, complaints: dict[int, str]
+) -> list[tuple[PreparedEvent, HeldFunds]]:
+    """The events that are new, each with what its hold has set aside.
+
+    The same id with the same bytes is nothing new; with other bytes it is a forgery or a bug, and is
+    kept for a person to look at.
+    """
+    events, paths = batch.events, batch.paths
+    held = unit.lock_held_funds([event.id for event in events])
+    known = unit.content_hashes([event.id for event in events if event.id not in held])
+    places = [(event.source, event.sequence) for event in events]
+    taken = unit.places_taken(places)
+    must_check_places = bool(taken) or len(set(places)) < len(places)
+    fresh: list[tuple[PreparedEvent, HeldFunds]] = []
+    for event in events:
+        # Taken out, so that a second event of this id finds none.
+        funds = held.pop(event.id, None)
+        if event.id in known:
+            if known[event.id] != event.content_hash:
+                complaints[event.record] = f"event {event.id} is in the books with other content"
             continue
-        deliveries.append(_Delivery(record, hash_event(record.body), event))
-    known = unit.content_hashes({delivery.event.id for delivery in deliveries})
-    taken = unit.places_taken({delivery.place for delivery in deliveries})
-    fresh: list[_Delivery] = []
-    for delivery in deliveries:
-        known_hash = known.get(delivery.event.id)
-        if known_hash is None and delivery.place in taken:
-            complaint = f"another event has the place {delivery.place} already"
-            quarantined.append(_quarantine(delivery.record, complaint, log_id=log_id))
-        elif known_hash is None:
-            known[delivery.event.id] = delivery.content_hash
-            taken.add(delivery.place)
-            fresh.append(delivery)
-        elif known_hash != delivery.content_hash:
-            complaint = f"event {delivery.event.id} is in the books with other content"
-            quarantined.append(_quarantine(delivery.record, complaint, log_id=log_id))
+        complaint = _complaint_about(event, funds, paths[event.path])
+        if must_check_places and complaint is None:
+            place = event.source, event.sequence
+            complaint = f"another event has the place {place} already" if place in taken else None
+            taken.add(place)
+        if complaint or funds is None:
+            complaints[event.record] = complaint or "no hold"
+            continue
+        known[event.id] = event.content_hash
+        fresh.append((event, funds))
     return fresh
 
 
-def _complaint_about(hold: Hold | None, event: UsageEvent) -> str | None:
-    if hold is None:
-        return f"event {event.id} names the hold {event.data.hold_id}, which was never placed"
-    if hold.status != "placed":
-        return f"event {event.id} names the hold {hold.id}, which is {hold.status} already"
-    if hold.payer_id != event.data.payer_id or hold.amount.currency != event.data.currency:
+def _complaint_about(event: PreparedEvent, funds: HeldFunds | None, path: UsagePath) -> str | None:
+    if event.hold_id != event.id:
+        return f"event {event.id} names the hold {event.hold_id}; a hold has the id of its event"
+    if funds is None:
+        return f"event {event.id} names a hold that is not open: never placed, or released"
+    if funds.payer_id != path.payer_id or funds.currency != path.currency:
         return f"event {event.id} and its hold name different payers or currencies"
     return None
 
 
-def _rate(delivery: _Delivery, prices: PriceDocuments) -> RatedEvent:
-    """Rate on our own; an amount that differs from the gateway's waits in suspense."""
-    record = delivery.event.data
-    lines = []
-    try:
-        document = prices.get(record.price_version)
-        if document is None:
-            raise EventNotRateable(f"no price version {record.price_version} was published")
-        lines = rate_record(record, document=document)
-        total = sum(line.picos for line in lines)
-        is_agreed = total == read_decimal(record.amount)
-        complaint = None if is_agreed else f"we rate {total} picos, the gateway {record.amount}"
-    except EventNotRateable as error:
-        complaint = str(error)
-    if complaint:
-        log.error("usage_event.suspended", event_id=delivery.event.id, reason=complaint)
-    return RatedEvent(
-        event=delivery.event,
-        content_hash=delivery.content_hash,
-        body=delivery.record.body,
-        lines=lines,
-        outcome="suspended" if complaint else "settled",
-    )
+@dataclass(slots=True)
+class _Ended:
+    """The holds of one payer that end in one way, added up as they come."""
+
+    payer_id: str
+    currency: str
+    outcome: EventOutcome
+    held: int = 0
+    charged: int = 0
+    uncovered: int = 0
+    back: dict[str, int] = field(default_factory=lambda: defaultdict[str, int](int))
+
+    def transaction(self, *, reference: str, at: datetime) -> Transaction | None:
+        back = [Draw(grant_id, picos) for grant_id, picos in self.back.items()]
+        currency = Currency(self.currency)
+        ended = HoldsEnded(self.payer_id, currency, self.held, self.charged, self.uncovered, back)
+        transaction_id = f"{reference}/{self.outcome}/{self.payer_id}/{self.currency}"
+        post = settle_holds if self.outcome == "settled" else suspend_holds
+        return post(transaction_id, ended, reference=reference, at=at)
 
 
-def _post(
-    rated: Sequence[RatedEvent], holds: Mapping[str, Hold], unit: BooksUnit, *, at: datetime
-) -> None:
-    if not rated:
-        return
-    ended = (_end_hold(event, holds[event.event.data.hold_id], at=at) for event in rated)
-    unit.post([transaction for transaction in ended if transaction])
-    unit.insert_events(rated, at=at)
-    for status in ("settled", "suspended"):
-        hold_ids = {event.event.data.hold_id for event in rated if event.outcome == status}
-        unit.close_holds(hold_ids, status=status)
+class _Posting:
+    """Gathers what a batch does to the books, and does it at once."""
+
+    def __init__(self, batch: PreparedBatch, unit: BooksUnit, at: datetime) -> None:
+        self._batch = batch
+        self._unit = unit
+        self._at = at
+        self._closed_until = unit.closed_until()
+        self._ended: dict[tuple[str, str, EventOutcome], _Ended] = {}
+        # By path and billed hour and grant: fewer keys than events.
+        self._funding: dict[tuple[int, str, str], int] = defaultdict(int)
+        self._budget_uses: list[BudgetUse] = []
+        # Whether what was added up before the books were asked is still right.
+        self._is_as_prepared = True
+        self.booked: list[BookedEvent] = []
+
+    def book(self, event: PreparedEvent, funds: HeldFunds) -> None:
+        """Add one event, and the end of its hold."""
+        billed_at = event.ended_at
+        if self._closed_until:
+            billed_at = self._billed_at(event)
+        if event.complaint is None:
+            spent = self._settle(event, funds, billed_at[:HOUR_CHARACTERS])
+            self.booked.append(BookedEvent(event, billed_at, event.picos, spent, "settled"))
+        else:
+            log.error("usage_event.suspended", event_id=event.id, reason=event.complaint)
+            self._ended_of(funds, "suspended").held += funds.picos
+            booked = BookedEvent(event, billed_at, funds.picos, funds.draws, "suspended")
+            self.booked.append(booked)
+        if funds.budget_draws:
+            self._use_budgets(event, funds)
+
+    def post(self) -> None:
+        """Write it all: postings, events, sums and budgets."""
+        if not self.booked:
+            return
+        batch, unit, at = self._batch, self._unit, self._at
+        reference = f"{batch.log_id}/{batch.first_position}"
+        ends = (ended.transaction(reference=reference, at=at) for ended in self._ended.values())
+        unit.post([transaction for transaction in ends if transaction])
+        unit.remove_holds([booked.event.id for booked in self.booked])
+        path_ids = unit.path_ids(batch.paths)
+        unit.insert_events(self.booked, batch, path_ids=path_ids, at=at)
+        unit.add_to_hours(self._usage(), self._funding_sums(), path_ids=path_ids)
+        settle_budget_draws(unit, self._budget_uses, at=at)
+
+    def _billed_at(self, event: PreparedEvent) -> str:
+        """When it ended, or when the period in which it did was closed."""
+        organisation_id = self._batch.paths[event.path].organisation_id
+        closed_until = self._closed_until.get(organisation_id, NEVER_CLOSED)
+        if closed_until <= event.ended_at:
+            return event.ended_at
+        self._is_as_prepared = False
+        return closed_until
+
+    def _settle(self, event: PreparedEvent, funds: HeldFunds, billed_hour: str) -> str:
+        """What the hold spends of its draws, as text; the rest of them goes back."""
+        ended = self._ended_of(funds, "settled")
+        held, charged = funds.picos, event.picos
+        captured = charged if charged < held else held
+        ended.held += held
+        ended.charged += charged
+        ended.uncovered += charged - captured
+        if captured and "," not in funds.draws:
+            # Nearly every hold draws on one grant: no need to split a list.
+            grant_id = funds.draws.rpartition(":")[0]
+            self._funding[event.path, billed_hour, grant_id] += captured
+            if held > captured:
+                ended.back[grant_id] += held - captured
+            return f"{grant_id}:{captured}"
+        spent, back = burn(read_draws(funds.draws), picos=captured)
+        for draw in spent:
+            self._funding[event.path, billed_hour, draw.grant_id] += draw.picos
+        for draw in back:
+            ended.back[draw.grant_id] += draw.picos
+        return write_draws(spent)
+
+    def _ended_of(self, funds: HeldFunds, outcome: EventOutcome) -> _Ended:
+        key = funds.payer_id, funds.currency, outcome
+        ended = self._ended.get(key)
+        if ended is None:
+            ended = self._ended[key] = _Ended(*key)
+        return ended
+
+    def _use_budgets(self, event: PreparedEvent, funds: HeldFunds) -> None:
+        lines = read_charges(event.charges)
+        tokens = sum(count for meter, count, _ in lines if meter in TOKEN_METERS)
+        for draw in read_budget_draws(funds.budget_draws):
+            used = event.picos if draw.unit == "money" else tokens
+            self._budget_uses.append(BudgetUse(draw, 0 if event.complaint else used))
+
+    def _usage(self) -> UsageSums:
+        """The prepared sums, or others where the books do not bill each event as it came."""
+        rated = sum(event.complaint is None for event in self._batch.events)
+        settled = [booked for booked in self.booked if booked.outcome == "settled"]
+        if self._is_as_prepared and len(settled) == rated:
+            return self._batch.usage
+        usage = UsageSums()
+        for event, billed_at, *_ in settled:
+            lines = read_charges(event.charges)
+            usage.add(event.path, lines, ended_at=event.ended_at, billed_at=billed_at)
+        return usage
+
+    def _funding_sums(self) -> FundingSums:
+        paths = self._batch.paths
+        sums: dict[tuple[str, str, str, str, str], int] = defaultdict(int)
+        for (number, billed_hour, grant_id), picos in self._funding.items():
+            path = paths[number]
+            owner = path.organisation_id, path.payer_id
+            sums[(*owner, billed_hour, grant_id, path.currency)] += picos
+        return sums
 
 
-def _end_hold(rated: RatedEvent, hold: Hold, *, at: datetime) -> Transaction | None:
-    if rated.outcome == "suspended":
-        return suspend_hold(hold, at=at)
-    charge = Money(sum(line.picos for line in rated.lines), hold.amount.currency)
-    return settle_hold(hold, charge, at=at)
-
-
-def _quarantine(record: LogRecord, reason: str, *, log_id: str) -> QuarantinedEvent:
-    log.error("usage_event.quarantined", log_id=log_id, position=record.position, reason=reason)
-    return QuarantinedEvent(
-        content_hash=hash_event(record.body),
-        log_id=log_id,
-        position=record.position,
-        reason=reason,
-        body=record.body,
-    )
+def _quarantined(batch: PreparedBatch, complaints: Mapping[int, str]) -> list[QuarantinedEvent]:
+    quarantined: list[QuarantinedEvent] = []
+    bodies = unpack_bodies(batch.segment)
+    for index, reason in sorted(complaints.items()):
+        position = batch.first_position + index
+        log.error("usage_event.quarantined", log_id=batch.log_id, position=position, reason=reason)
+        quarantined.append(QuarantinedEvent(batch.log_id, position, reason, bodies[index]))
+    return quarantined

@@ -1,26 +1,28 @@
 """Statements: what was used in a period, at what price, and where the balance stands."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
 from steelyard.access.tenant import Department, Organisation
 from steelyard.billing.top_up import currency_of
-from steelyard.ledger.chart import LedgerAccount
+from steelyard.ledger.grant import Funds
 from steelyard.money import Currency, Money
 
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """Where a tenant stands: what it can spend, and what is set aside for open requests."""
+    """Where a tenant stands: what it can spend, what is set aside for open requests, and what it
+    owes."""
 
     available: Money
     held: Money
+    owed: Money
 
     @property
     def total(self) -> Money:
-        return self.available + self.held
+        return self.available + self.held - self.owed
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class StatementLine:
     """All use of one meter of one model, by one key, at one price."""
 
     department: str
+    project: str | None
     key: str
     model: str
     meter: str
@@ -49,17 +52,22 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Movements:
-    """What moved a balance: where it stood before, what came in and what went out."""
+    """What moved a balance: where it stood before, what came in and what went out.
+
+    A balance is what is available and held, less what is owed. `commands` are the sums of what
+    people booked by hand, by kind of transaction: positive adds to the balance.
+    """
 
     opening: Money
-    top_ups: Money
+    commands: Mapping[str, Money]
     charges: Money
     suspended: Money
     closing: Money
 
     def __post_init__(self) -> None:
-        expected = self.opening + self.top_ups - self.charges - self.suspended
-        assert self.closing == expected, f"the statement does not add up: {self}"
+        expected = self.opening.picos + sum(money.picos for money in self.commands.values())
+        expected -= self.charges.picos + self.suspended.picos
+        assert self.closing.picos == expected, f"the statement does not add up: {self}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +87,23 @@ class Statement:
 
 
 class Reports(Protocol):
-    """What statements are made of; each call sees one moment of the books."""
+    """What a statement is made from: one snapshot of the books."""
 
-    def balance_on(self, account: LedgerAccount, *, before: datetime | None = None) -> int: ...
+    def funds_of(self, payer_id: str, *, currency: Currency) -> Funds:
+        """What a payer has now, grant by grant."""
+        ...
 
-    def top_ups(self, tenant_id: str, *, period: Period) -> int: ...
+    def commands(self, payer_id: str, *, before: datetime) -> Mapping[str, int]:
+        """What was booked by hand on a payer's accounts before a moment, by template."""
+        ...
 
-    def charges(self, payer_id: str, *, period: Period) -> int: ...
+    def charges(self, payer_id: str, *, before: datetime) -> int:
+        """What usage that is billed before a moment took from a payer."""
+        ...
 
-    def suspended(self, payer_id: str, *, period: Period) -> int: ...
+    def suspended(self, payer_id: str, *, before: datetime) -> int:
+        """What waits in suspense of a payer's usage that is billed before a moment."""
+        ...
 
     def lines(
         self, tenant: Organisation | Department, *, period: Period
@@ -96,17 +112,16 @@ class Reports(Protocol):
     def request_count(self, tenant: Organisation | Department, *, period: Period) -> int: ...
 
 
-def read_balance(
-    reports: Reports, tenant: Organisation | Department, *, before: datetime | None = None
-) -> Balance:
+def read_balance(reports: Reports, tenant: Organisation | Department) -> Balance:
     """The balance that this tenant spends, which may be its organisation's."""
     currency = currency_of(tenant)
     payer_id = tenant.payer_id if isinstance(tenant, Department) else tenant.id
-    available, held = (
-        reports.balance_on(LedgerAccount(kind, payer_id, currency), before=before)
-        for kind in ("prepaid", "held")
+    funds = reports.funds_of(payer_id, currency=currency)
+    return Balance(
+        available=Money(funds.granted, currency),
+        held=Money(funds.held, currency),
+        owed=Money(funds.owed, currency),
     )
-    return Balance(Money(available, currency), Money(held, currency))
 
 
 def make_statement(
@@ -129,11 +144,16 @@ def _has_balance(tenant: Organisation | Department) -> bool:
 
 
 def _movements(reports: Reports, tenant: Organisation | Department, period: Period) -> Movements:
+    """Each kind of movement up to the end of the period, less what it was at the start."""
     currency = currency_of(tenant)
+    earlier, later = (reports.commands(tenant.id, before=t) for t in (period.start, period.end))
+    charged = [reports.charges(tenant.id, before=t) for t in (period.start, period.end)]
+    waiting = [reports.suspended(tenant.id, before=t) for t in (period.start, period.end)]
+    moved = {kind: later[kind] - earlier.get(kind, 0) for kind in sorted(later)}
     return Movements(
-        opening=read_balance(reports, tenant, before=period.start).total,
-        top_ups=Money(reports.top_ups(tenant.id, period=period), currency),
-        charges=Money(reports.charges(tenant.id, period=period), currency),
-        suspended=Money(reports.suspended(tenant.id, period=period), currency),
-        closing=read_balance(reports, tenant, before=period.end).total,
+        opening=Money(sum(earlier.values()) - charged[0] - waiting[0], currency),
+        commands={kind: Money(picos, currency) for kind, picos in moved.items() if picos},
+        charges=Money(charged[1] - charged[0], currency),
+        suspended=Money(waiting[1] - waiting[0], currency),
+        closing=Money(sum(later.values()) - charged[1] - waiting[1], currency),
     )

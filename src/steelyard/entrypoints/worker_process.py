@@ -1,25 +1,41 @@
 """The worker's process: follows the outboxes and brings their events into the books."""
 
+import gc
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import structlog
 
 from steelyard.app.stores import Stores, open_stores
+from steelyard.billing.batch_rating import BatchRating
 from steelyard.billing.books import PositionMoved
+from steelyard.billing.event_preparation import PreparedBatch
+from steelyard.billing.grant_expiry import expire_grants
+from steelyard.billing.open_holds import mark_old_holds
 from steelyard.billing.settlement import settle_batch
 from steelyard.entrypoints.logs import configure_logs
+from steelyard.entrypoints.preparation_process import (
+    PreparationProcess,
+    PreparationStopped,
+    Wanted,
+    prepare_wanted,
+)
 from steelyard.errors import Failure
-from steelyard.eventlog.log import EventLogReader, EventLogUnavailable
+from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import OutboxReader, find_outboxes
+from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.settings import Settings
 
 log = structlog.get_logger()
 
 FAILURE_PAUSE_S = 1.0
+BATCHES_IN_A_ROW = 20
+# A batch of so many records is a backlog: worth a second process.
+BACKLOG_MIN = 2_000
 
 
 def run_worker(settings: Settings) -> None:
@@ -28,38 +44,71 @@ def run_worker(settings: Settings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    worker = Worker(open_stores(settings), settings.outbox_dir, batch_max=settings.worker_batch_max)
+    stores = open_stores(settings)
+    worker = Worker(stores, settings.outbox_dir, batch_max=settings.worker_batch_max)
+    sweep = Sweep(stores, every_s=settings.sweep_s, hold_ttl_s=settings.hold_ttl_s)
     log.info("worker.started")
     while not stop.is_set():
         try:
             is_idle = worker.work() == 0
+            sweep.run_if_due()
         except Failure as failure:
             log.error("worker.paused", code=failure.code, reason=str(failure))
             stop.wait(FAILURE_PAUSE_S)
             continue
         if is_idle:
             stop.wait(settings.worker_poll_s)
+    worker.close()
     log.info("worker.stopped")
 
 
+class Sweep:
+    """What nobody asks for and has to happen: grants expire, forgotten holds come to light."""
+
+    def __init__(self, stores: Stores, *, every_s: float, hold_ttl_s: float) -> None:
+        self._stores = stores
+        self._every = timedelta(seconds=every_s)
+        self._hold_ttl = timedelta(seconds=hold_ttl_s)
+        self._due: datetime | None = None
+
+    def run_if_due(self) -> None:
+        """Raises BooksUnavailable; the next look tries again."""
+        now = self._stores.clock.now()
+        if self._due is not None and now < self._due:
+            return
+        expire_grants(self._stores.books, at=now)
+        mark_old_holds(self._stores.books, placed_before=now - self._hold_ttl)
+        self._due = now + self._every
+
+
 class Worker:
-    """Follows every outbox of a folder from the position that the books remember."""
+    """Follows every outbox of a folder from the position that the books remember.
+
+    While there is more than a batch to do, another process prepares the next one meanwhile.
+    """
 
     def __init__(self, stores: Stores, outbox_dir: Path, *, batch_max: int) -> None:
         self._stores = stores
         self._outbox_dir = outbox_dir
         self._batch_max = batch_max
-        self._readers: dict[Path, EventLogReader] = {}
+        self._readers: dict[Path, OutboxReader] = {}
         self._unreadable: set[Path] = set()
         self._positions: dict[str, int] = {}
-        self._prices: Mapping[str, Mapping[str, Any]] = {}
+        self._prices: Mapping[str, CanonicalDocument] = {}
+        self._rating = BatchRating({})
+        self._preparation: PreparationProcess | None = None
 
     def work(self) -> int:
-        """Settle what is there now, one batch of each outbox; returns how many records it read."""
+        """Settle what is there now, some batches of each outbox; returns how many records it read."""
         for path in find_outboxes(self._outbox_dir):
             if path not in self._readers:
                 self._open(path)
-        return sum(self._settle_next(reader) for reader in self._readers.values())
+        return sum(self._settle_outbox(reader) for reader in self._readers.values())
+
+    def close(self) -> None:
+        self._stop_preparation()
+        for reader in self._readers.values():
+            reader.close()
 
     def _open(self, path: Path) -> None:
         """Follow an outbox; one that its gateway is still making is tried again at the next look."""
@@ -72,33 +121,81 @@ class Worker:
         else:
             self._unreadable.discard(path)
 
-    def _settle_next(self, reader: EventLogReader) -> int:
+    def _settle_outbox(self, reader: OutboxReader) -> int:
+        """Up to some batches in a row, so that a busy outbox keeps both processes at work and does
+        not keep the others waiting for long."""
+        read = 0
+        for _ in range(BATCHES_IN_A_ROW):
+            count = self._settle_next(reader)
+            read += count
+            if count < self._batch_max:
+                break
+        return read
+
+    def _settle_next(self, reader: OutboxReader) -> int:
         position = self._position(reader.log_id)
-        records = reader.read_after(position, limit=self._batch_max)
-        if not records:
+        batch = self._prepare(reader, position)
+        if batch is None:
             return 0
-        # A price book is published before any event can name it: reading now misses none.
-        if len(self._prices) != self._stores.audit.price_count():
-            self._prices = self._stores.audit.price_documents()
+        if self._refresh_prices():
+            batch = self._prepare(reader, position)
+            assert batch is not None, "records do not vanish from an outbox"
         try:
-            with self._stores.books.write() as unit:
-                counts = settle_batch(
-                    records,
-                    unit,
-                    log_id=reader.log_id,
-                    prices=self._prices,
-                    at=self._stores.clock.now(),
-                )
+            with _collection_paused(), self._stores.books.write() as unit:
+                counts = settle_batch(batch, unit, at=self._stores.clock.now())
         except PositionMoved as moved:
             log.warning("worker.position_moved", reason=str(moved))
             del self._positions[reader.log_id]
-            return len(records)
-        self._positions[reader.log_id] = records[-1].position
-        log.info("events.settled", log_id=reader.log_id, read=len(records), **counts)
-        return len(records)
+            return batch.record_count
+        self._positions[reader.log_id] = batch.last_position
+        log.info("events.settled", log_id=reader.log_id, read=batch.record_count, **counts)
+        return batch.record_count
+
+    def _prepare(self, reader: OutboxReader, position: int) -> PreparedBatch | None:
+        """Prepare here, or take what the other process has ready and let it go on."""
+        wanted = Wanted(reader.path, position, self._batch_max)
+        if self._preparation is None:
+            batch = prepare_wanted(reader, wanted, self._rating)
+            if batch and batch.record_count >= BACKLOG_MIN:
+                self._preparation = PreparationProcess(self._prices)
+        else:
+            try:
+                batch = self._preparation.fetch(wanted)
+            except PreparationStopped:
+                self._stop_preparation()
+                raise
+        if self._preparation and batch and batch.record_count == self._batch_max:
+            after = Wanted(reader.path, batch.last_position, self._batch_max)
+            self._preparation.request(after)
+        return batch
+
+    def _refresh_prices(self) -> bool:
+        """A price book is published before any event can name it: if none is new after a batch was
+        prepared, the batch was rated with all that it needs."""
+        if len(self._prices) == self._stores.audit.price_count():
+            return False
+        self._prices = self._stores.audit.price_documents()
+        self._rating = BatchRating(self._prices)
+        self._stop_preparation()
+        return True
+
+    def _stop_preparation(self) -> None:
+        if self._preparation:
+            self._preparation.close()
+        self._preparation = None
 
     def _position(self, log_id: str) -> int:
         if log_id not in self._positions:
             with self._stores.books.write() as unit:
                 self._positions[log_id] = unit.position(log_id)
         return self._positions[log_id]
+
+
+@contextmanager
+def _collection_paused() -> Generator[None]:
+    """A batch makes many objects and no circles: looking for some would cost a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

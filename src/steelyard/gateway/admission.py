@@ -10,17 +10,19 @@ from steelyard import __version__
 from steelyard.access.rate_limit import RequestRateLimit
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.billing.authorization import affordable_output_tokens, highest_charge
-from steelyard.billing.hold_desk import HoldDeclined, HoldDesk
+from steelyard.billing.budgets import BudgetExceeded
+from steelyard.billing.hold_decisions import HoldDeclined
+from steelyard.billing.hold_desk import HoldDesk
 from steelyard.clock import Clock
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.event_draft import unserved_draft
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PinnedPrices, PriceDirectory
-from steelyard.gateway.refusals import NotEnoughMoney, PromptTooLong
+from steelyard.gateway.refusals import NotEnoughMoney, OverBudget, PromptTooLong
 from steelyard.gateway.upstreams.base import ServedModel, Upstream
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.ids import new_id
-from steelyard.ledger.hold import Hold
+from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.token_bound import input_tokens_lower_bound, input_tokens_upper_bound
 from steelyard.metering.usage_event import OpenedRecord
 from steelyard.money import Money
@@ -121,7 +123,7 @@ class Admission:
 
     def _route(self, asked: Asked, key: VirtualKey) -> _Route:
         model, upstream = self.catalog.find(asked.model)
-        pinned = self.prices.pin(model.id, currency=key.department.organisation.currency)
+        pinned = self.prices.pin(model.id, organisation=key.department.organisation)
         return _Route(model, upstream, pinned)
 
     async def _bound(self, asked: Asked, key: VirtualKey, route: _Route) -> _Bound:
@@ -152,6 +154,7 @@ class Admission:
             request_id=request_id,
             organisation_id=department.organisation.id,
             department_id=department.id,
+            project_id=key.project.id if key.project else None,
             key_id=key.id,
             payer_id=department.payer_id,
             endpoint=asked.endpoint,
@@ -159,7 +162,7 @@ class Admission:
             model_requested=asked.model or route.model.id,
             model_served=route.model.id,
             upstream=route.model.upstream,
-            admitted_at=write_timestamp(self.clock.now()),
+            admitted_at=write_timestamp(route.pinned.at),
             price_version=route.pinned.version.sha256,
             currency=route.pinned.currency,
             request_digest=asked.request_digest,
@@ -169,28 +172,27 @@ class Admission:
     async def _hold(
         self, asked: Asked, opened: OpenedRecord, bound: _Bound, route: _Route
     ) -> tuple[Hold, _Bound]:
-        """Hold for the bound; on a thin balance count first, then shorten what may be shortened."""
+        """Hold for the bound; on a thin balance or budget count first, then shorten what may be
+        shortened."""
         pinned = route.pinned
         try:
             return await self._place(opened, bound, pinned), bound
-        except HoldDeclined as error:
+        except (HoldDeclined, BudgetExceeded) as error:
             declined = error
         if not bound.is_exact:
             bound = _Bound(await route.count(asked), bound.output_tokens, is_exact=True)
             try:
                 return await self._place(opened, bound, pinned), bound
-            except HoldDeclined as error:
+            except (HoldDeclined, BudgetExceeded) as error:
                 declined = error
-        affordable = affordable_output_tokens(
-            declined.available, input_tokens=bound.input_tokens, prices=pinned.prices
-        )
+        affordable = _affordable(declined, bound, pinned)
         if asked.output_tokens_max is not None or affordable < 1:
-            raise _too_little(declined.available, affordable, bound, pinned) from declined
+            raise _too_little(declined, affordable, bound, pinned) from declined
         bound = _Bound(bound.input_tokens, min(affordable, bound.output_tokens), is_exact=True)
         try:
             return await self._place(opened, bound, pinned), bound
-        except HoldDeclined as error:
-            raise _too_little(error.available, 0, bound, pinned) from error
+        except (HoldDeclined, BudgetExceeded) as error:
+            raise _too_little(error, 0, bound, pinned) from error
 
     async def _place(self, opened: OpenedRecord, bound: _Bound, pinned: PinnedPrices) -> Hold:
         hold = Hold(
@@ -201,31 +203,51 @@ class Admission:
             placed_at=self.clock.now(),
             opened=msgspec.json.encode(opened).decode(),
         )
-        placing = self.hold_desk.place(hold)
+        scope = HoldScope(
+            organisation_id=opened.organisation_id,
+            department_id=opened.department_id,
+            project_id=opened.project_id,
+            key_id=opened.key_id,
+            tokens_max=bound.input_tokens + bound.output_tokens,
+        )
+        placing = self.hold_desk.place(hold, scope)
         try:
-            await asyncio.shield(asyncio.wrap_future(placing))
+            return await asyncio.shield(asyncio.wrap_future(placing))
         except asyncio.CancelledError:
             # Nobody waits any more, but the hold may still be granted: then it is closed at once.
             placing.add_done_callback(lambda placed: self._abandon(hold, placed))
             raise
-        return hold
 
-    def _abandon(self, hold: Hold, placed: "Future[None]") -> None:
+    def _abandon(self, hold: Hold, placed: "Future[Hold]") -> None:
         if placed.exception() is None:
             at = self.clock.now()
             self.outbox.append(unserved_draft(hold, end_cause="gateway_stopped", at=at))
 
 
+def _affordable(
+    declined: HoldDeclined | BudgetExceeded, bound: _Bound, pinned: PinnedPrices
+) -> int:
+    """How many tokens of answer there is room for, once the prompt has had its own."""
+    if isinstance(declined, BudgetExceeded) and declined.unit == "tokens":
+        return declined.left - bound.input_tokens
+    left = (
+        Money(declined.left, pinned.currency)
+        if isinstance(declined, BudgetExceeded)
+        else declined.available
+    )
+    return affordable_output_tokens(left, input_tokens=bound.input_tokens, prices=pinned.prices)
+
+
 def _too_little(
-    available: Money, affordable: int, bound: _Bound, pinned: PinnedPrices
-) -> NotEnoughMoney:
-    advice = "top up"
-    if affordable >= 1:
-        advice = f"ask for at most {affordable} tokens (max_tokens), or top up"
+    declined: HoldDeclined | BudgetExceeded, affordable: int, bound: _Bound, pinned: PinnedPrices
+) -> NotEnoughMoney | OverBudget:
+    advice = f"ask for at most {affordable} tokens (max_tokens), or " if affordable >= 1 else ""
+    if isinstance(declined, BudgetExceeded):
+        return OverBudget(f"{declined}; {advice}ask for a larger budget")
     return NotEnoughMoney(
         f"this request may cost up to {_highest(bound, pinned)} "
         f"({bound.input_tokens} tokens in, up to {bound.output_tokens} out); "
-        f"available: {available}; {advice}"
+        f"available: {declined.available}; {advice}top up"
     )
 
 

@@ -10,7 +10,7 @@ from steelyard.eventlog.outbox import EventDraft, Outbox
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.event_draft import close_record
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage import Usage
+from steelyard.metering.usage import CALL, Usage
 from steelyard.metering.usage_event import EndCause
 from steelyard.money import Money
 from steelyard.pricing.rating import Charge, rate_usage
@@ -57,8 +57,10 @@ async def close_attempt(
 def _rate(
     admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime
 ) -> tuple[Closed, EventDraft]:
-    usage = charged_usage(end_cause, meter)
     pinned = admitted.pinned
+    usage = charged_usage(end_cause, meter)
+    if usage.counts and pinned.prices.bearer_of(CALL):
+        usage = usage.with_one(CALL)
     charge = rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
     record = close_record(
         admitted.opened,

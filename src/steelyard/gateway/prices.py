@@ -1,21 +1,37 @@
 """The price that applies to a request now."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+from steelyard.access.tenant import Organisation
 from steelyard.clock import Clock
 from steelyard.gateway.snapshot import Snapshot
-from steelyard.money import Currency
-from steelyard.pricing.price_book import ModelPrices, PriceNotFound, PriceVersion, version_in_force
+from steelyard.money import Currency, write_decimal
+from steelyard.pricing.price_book import (
+    LIST,
+    AppliesTo,
+    ModelPrices,
+    PriceNotFound,
+    PriceVersion,
+    version_in_force,
+)
+
+MODELS_REMEMBERED_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class PinnedPrices:
-    """The prices of one model, pinned to the version they come from."""
+    """The prices of one model at a moment, pinned to the version they come from.
+
+    `listed` is the entry as it was published; `prices` are those of the windows open at `at`.
+    """
 
     version: PriceVersion
+    listed: ModelPrices
     prices: ModelPrices
+    at: datetime
 
     @property
     def currency(self) -> Currency:
@@ -23,11 +39,23 @@ class PinnedPrices:
 
     def as_document(self) -> dict[str, Any]:
         """The prices for people and clients; amounts are decimal strings."""
-        return {
+        document: dict[str, Any] = {
             "currency": self.currency,
             "price_version": self.version.sha256,
             "meters": {meter: price.as_document() for meter, price in self.prices.meters.items()},
         }
+        if self.prices.minimum is not None:
+            document["minimum"] = write_decimal(self.prices.minimum)
+        if self.prices.equivalent_tokens:
+            document["equivalent_tokens"] = {
+                meter: formula.text for meter, formula in self.prices.equivalent_tokens.items()
+            }
+        windows = {
+            meter: price.as_document()["windows"]
+            for meter, price in self.listed.meters.items()
+            if price.windows
+        }
+        return document | ({"windows": windows} if windows else {})
 
 
 @dataclass(slots=True)
@@ -36,18 +64,51 @@ class PriceDirectory:
 
     snapshot: Snapshot[Sequence[PriceVersion]]
     clock: Clock
+    _entries: dict[tuple[str, str], ModelPrices | None] = field(
+        default_factory=dict[tuple[str, str], "ModelPrices | None"]
+    )
 
-    def pin(self, model: str, *, currency: Currency) -> PinnedPrices:
-        """Raises PriceNotFound: what has no price is not served."""
-        version = version_in_force(self.snapshot.copy, at=self.clock.now())
-        if version.book.currency != currency:
+    def pin(self, model: str, *, organisation: Organisation) -> PinnedPrices:
+        """The organisation's contract goes before its plan, and that before the list; what one
+        does not price, the next may. Raises PriceNotFound: what has no price is not served."""
+        now = self.clock.now()
+        looked_in: list[str] = []
+        for version in self._in_force(organisation, now):
+            listed = self._entry(version, model)
+            if listed:
+                return PinnedPrices(version, listed, listed.at(now), now)
+            looked_in.append(repr(version.book.name))
+        if looked_in:
             raise PriceNotFound(
-                f"prices are in {version.book.currency}, but your balance is in {currency}"
-            )
-        prices = version.book.prices_of(model)
-        if prices is None:
-            raise PriceNotFound(
-                f"the price book {version.book.name!r} has no price for the model {model!r}, "
+                f"the price book {' and '.join(looked_in)} has no price for the model {model!r}, "
                 "so it is not served"
             )
-        return PinnedPrices(version, prices)
+        currencies = {version.book.currency for version in self.snapshot.copy}
+        if currencies - {organisation.currency}:
+            raise PriceNotFound(
+                f"prices are in {', '.join(sorted(currencies))}, "
+                f"but your balance is in {organisation.currency}"
+            )
+        raise PriceNotFound(
+            "no price book is in force yet; publish one with 'steelyard price publish FILE'"
+        )
+
+    def _in_force(self, organisation: Organisation, now: datetime) -> Iterator[PriceVersion]:
+        scopes = [AppliesTo("organisation", organisation.name)]
+        if organisation.plan:
+            scopes.append(AppliesTo("plan", organisation.plan))
+        for scope in (*scopes, LIST):
+            version = version_in_force(
+                self.snapshot.copy, at=now, applies_to=scope, currency=organisation.currency
+            )
+            if version:
+                yield version
+
+    def _entry(self, version: PriceVersion, model: str) -> ModelPrices | None:
+        """A published book never changes, so what it says of a model is looked up once."""
+        key = (version.sha256, model)
+        if key not in self._entries:
+            if len(self._entries) >= MODELS_REMEMBERED_MAX:
+                self._entries.clear()
+            self._entries[key] = version.book.prices_of(model)
+        return self._entries[key]

@@ -41,3 +41,9 @@ class NotEnoughMoney(Refusal):
     """The available balance does not cover the most that this request may cost."""
 
     code = "insufficient_funds"
+
+
+class OverBudget(Refusal):
+    """A hard budget does not cover the most that this request may use."""
+
+    code = "budget_exceeded"

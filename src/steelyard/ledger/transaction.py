@@ -1,14 +1,34 @@
 """Transactions: postings that sum to zero, made only by the named templates below."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from steelyard.ledger.chart import AccountKind, LedgerAccount
-from steelyard.ledger.hold import Hold
-from steelyard.money import Money
+from steelyard.ledger.grant import Grant
+from steelyard.ledger.hold import CREDIT_LINE, Draw, Hold
+from steelyard.money import Currency, Money
 
-Parts = dict[tuple[AccountKind, str | None], int]
+Parts = dict[LedgerAccount, int]
+
+# Usage moves money by these, whole batches at a time; its events tell the rest.
+USAGE_TEMPLATES: Final = ("place_holds", "settle_holds", "suspend_holds")
+# People move money by these, and the sweep of expired grants.
+COMMAND_TEMPLATES: Final = (
+    "top_up",
+    "promotional_credit",
+    "expire_grant",
+    "release_hold",
+    "refund_usage",
+    "charge_usage",
+    "pay_out",
+    "receive_payment",
+    "write_off",
+    "decide_suspense",
+    "invoice_tax_and_rounding",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +37,16 @@ class Posting:
 
     account: LedgerAccount
     picos: int
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Who moved money by hand, why, and when."""
+
+    id: str
+    at: datetime
+    actor: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,62 +67,220 @@ class Transaction:
         assert len({p.account.currency for p in self.postings}) == 1, f"{self.id}: two currencies"
 
 
-def top_up(
-    transaction_id: str, amount: Money, *, tenant_id: str, at: datetime, actor: str, reason: str
-) -> Transaction:
+@dataclass(frozen=True, slots=True)
+class HoldsEnded:
+    """The holds of one payer that a batch of events ends, added up."""
+
+    payer_id: str
+    currency: Currency
+    held: int
+    charged: int
+    uncovered: int
+    back: Sequence[Draw]
+
+
+def top_up(amount: Money, *, grant: Grant, command: Command) -> Transaction:
     """The tenant has paid in; the amount is available at once."""
-    assert amount.picos > 0, f"a top-up is positive, got {amount}"
-    postings = _move(amount, source=("clearing", None), target=("prepaid", tenant_id))
-    return Transaction(transaction_id, "top_up", transaction_id, at, postings, actor, reason)
+    return _give("top_up", amount, grant=grant, source="clearing", command=command)
 
 
-def place_hold(hold: Hold) -> Transaction | None:
-    """Set the hold's amount aside; nothing moves for a hold of zero."""
-    if not hold.amount.picos:
+def give_promotional_credit(amount: Money, *, grant: Grant, command: Command) -> Transaction:
+    """We give credit away; it costs us now and is earned back when it is spent."""
+    return _give("promotional_credit", amount, grant=grant, source="promo_expense", command=command)
+
+
+def expire_grant(grant: Grant, *, left: Money, at: datetime) -> Transaction:
+    """What is left of an expired grant is the tenant's no more."""
+    target: AccountKind = "breakage" if grant.kind == "paid" else "promo_expense"
+    parts = {
+        _prepaid(grant.payer_id, grant.id, left.currency): -left.picos,
+        LedgerAccount(target, None, left.currency): left.picos,
+    }
+    # A hold that returns money to an expired grant makes it expire once more.
+    transaction_id = f"{grant.id}/expired/{at.isoformat()}"
+    return Transaction(transaction_id, "expire_grant", grant.id, at, _postings(parts))
+
+
+def place_holds(transaction_id: str, holds: Sequence[Hold], *, at: datetime) -> Transaction | None:
+    """Set the draws of one payer's holds aside; nothing moves for holds of zero."""
+    draws = [draw for hold in holds for draw in hold.draws]
+    if not draws:
         return None
-    postings = _move(hold.amount, source=("prepaid", hold.payer_id), target=("held", hold.payer_id))
-    return Transaction(f"{hold.id}/placed", "place_hold", hold.id, hold.placed_at, postings)
+    payer_id, currency = holds[0].payer_id, holds[0].amount.currency
+    assert all((h.payer_id, h.amount.currency) == (payer_id, currency) for h in holds), "two payers"
+    parts = _drawn(draws, payer_id, currency)
+    parts[LedgerAccount("held", payer_id, currency)] = sum(draw.picos for draw in draws)
+    return Transaction(transaction_id, "place_holds", payer_id, at, _postings(parts))
 
 
-def settle_hold(hold: Hold, charge: Money, *, at: datetime) -> Transaction | None:
-    """End the hold: the charge is earned, the rest returns.
+def settle_holds(
+    transaction_id: str, ended: HoldsEnded, *, reference: str, at: datetime
+) -> Transaction | None:
+    """End a batch of holds of one payer: the charges are earned, the rest returns.
 
-    A charge above the hold is not taken from the tenant: the part that nothing covers stands on the
+    A charge above its hold is not taken from the tenant: the part that nothing covers stands on the
     suspense account until somebody decides.
     """
-    if not hold.amount.picos and not charge.picos:
-        return None
-    captured = min(charge.picos, hold.amount.picos)
-    parts: Parts = {
-        ("held", hold.payer_id): -hold.amount.picos,
-        ("prepaid", hold.payer_id): hold.amount.picos - captured,
-        ("revenue", None): charge.picos,
-        ("suspense", None): captured - charge.picos,
+    parts = _returned(ended.back, ended.payer_id, ended.currency)
+    parts[LedgerAccount("held", ended.payer_id, ended.currency)] = -ended.held
+    parts[LedgerAccount("revenue", None, ended.currency)] = ended.charged
+    parts[LedgerAccount("suspense", None, ended.currency)] = -ended.uncovered
+    return _transaction(transaction_id, "settle_holds", reference, at, parts)
+
+
+def suspend_holds(
+    transaction_id: str, ended: HoldsEnded, *, reference: str, at: datetime
+) -> Transaction | None:
+    """Two computations disagree: the held amounts wait in suspense, and nothing is earned."""
+    parts = {
+        LedgerAccount("held", ended.payer_id, ended.currency): -ended.held,
+        LedgerAccount("suspense", None, ended.currency): ended.held,
     }
-    return Transaction(f"{hold.id}/settled", "settle_hold", hold.id, at, _postings(parts, charge))
+    return _transaction(transaction_id, "suspend_holds", reference, at, parts)
 
 
-def suspend_hold(hold: Hold, *, at: datetime) -> Transaction | None:
-    """Two computations disagree: the held amount waits in suspense, and nothing is earned."""
-    if not hold.amount.picos:
-        return None
-    parts: Parts = {
-        ("held", hold.payer_id): -hold.amount.picos,
-        ("suspense", None): hold.amount.picos,
-    }
-    postings = _postings(parts, hold.amount)
-    return Transaction(f"{hold.id}/suspended", "suspend_hold", hold.id, at, postings)
-
-
-def _move(
-    amount: Money, *, source: tuple[AccountKind, str | None], target: tuple[AccountKind, str | None]
-) -> tuple[Posting, ...]:
-    return _postings({source: -amount.picos, target: amount.picos}, amount)
-
-
-def _postings(parts: Parts, money: Money) -> tuple[Posting, ...]:
-    return tuple(
-        Posting(LedgerAccount(kind, tenant_id, money.currency), picos)
-        for (kind, tenant_id), picos in parts.items()
-        if picos
+def release_hold(hold: Hold, *, command: Command) -> Transaction | None:
+    """The work never happened: everything that was drawn returns."""
+    parts = _returned(hold.draws, hold.payer_id, hold.amount.currency)
+    parts[LedgerAccount("held", hold.payer_id, hold.amount.currency)] = -hold.amount.picos
+    return _transaction(
+        f"{hold.id}/released", "release_hold", hold.id, command.at, parts, command=command
     )
+
+
+def refund_usage(
+    draws: Sequence[Draw], *, payer_id: str, currency: Currency, reference: str, command: Command
+) -> Transaction:
+    """Give back what usage cost, to where it was taken from."""
+    parts = _returned(draws, payer_id, currency)
+    parts[LedgerAccount("revenue", None, currency)] = -sum(draw.picos for draw in draws)
+    return _commanded("refund_usage", reference, parts, command)
+
+
+def charge_usage(
+    draws: Sequence[Draw], *, payer_id: str, currency: Currency, reference: str, command: Command
+) -> Transaction:
+    """Charge more for usage that is in the books already: a correction, or another price."""
+    parts = _drawn(draws, payer_id, currency)
+    parts[LedgerAccount("revenue", None, currency)] = sum(draw.picos for draw in draws)
+    return _commanded("charge_usage", reference, parts, command)
+
+
+def pay_out(
+    draws: Sequence[Draw], *, payer_id: str, currency: Currency, command: Command
+) -> Transaction:
+    """The tenant gets money back that it had paid in and not spent."""
+    parts = _drawn(draws, payer_id, currency)
+    parts[LedgerAccount("clearing", None, currency)] = sum(draw.picos for draw in draws)
+    return _commanded("pay_out", command.id, parts, command)
+
+
+def receive_payment(amount: Money, *, payer_id: str, command: Command) -> Transaction:
+    """A post-paid tenant has paid what it owed."""
+    parts = _onto_receivable(amount, payer_id, source="clearing")
+    return _commanded("receive_payment", command.id, parts, command)
+
+
+def write_off(amount: Money, *, payer_id: str, command: Command) -> Transaction:
+    """What a tenant owes will not be paid."""
+    parts = _onto_receivable(amount, payer_id, source="write_off")
+    return _commanded("write_off", command.id, parts, command)
+
+
+def decide_suspense(
+    amount: Money, *, draws: Sequence[Draw], payer_id: str, reference: str, command: Command
+) -> Transaction:
+    """A suspended amount is decided on: `amount` of it is earned, the draws return."""
+    parts = _returned(draws, payer_id, amount.currency)
+    parts[LedgerAccount("suspense", None, amount.currency)] = -(
+        amount.picos + sum(draw.picos for draw in draws)
+    )
+    parts[LedgerAccount("revenue", None, amount.currency)] = amount.picos
+    return _commanded("decide_suspense", reference, parts, command)
+
+
+def invoice_tax_and_rounding(
+    *, payer_id: str, tax: Money, rounding: Money, reference: str, command: Command
+) -> Transaction | None:
+    """An invoice adds tax to what the tenant owes, and rounds it to the minor unit."""
+    parts = {
+        LedgerAccount("receivable", payer_id, tax.currency): -tax.picos - rounding.picos,
+        LedgerAccount("tax", None, tax.currency): tax.picos,
+        LedgerAccount("rounding", None, tax.currency): rounding.picos,
+    }
+    return _transaction(
+        command.id, "invoice_tax_and_rounding", reference, command.at, parts, command=command
+    )
+
+
+def _give(
+    template: str, amount: Money, *, grant: Grant, source: AccountKind, command: Command
+) -> Transaction:
+    assert amount.picos > 0, f"what is given is positive, got {amount}"
+    parts = {
+        LedgerAccount(source, None, amount.currency): -amount.picos,
+        _prepaid(grant.payer_id, grant.id, amount.currency): amount.picos,
+    }
+    return _commanded(template, grant.id, parts, command)
+
+
+def _onto_receivable(amount: Money, payer_id: str, *, source: AccountKind) -> Parts:
+    assert amount.picos > 0, f"what settles a debt is positive, got {amount}"
+    return {
+        LedgerAccount(source, None, amount.currency): -amount.picos,
+        LedgerAccount("receivable", payer_id, amount.currency): amount.picos,
+    }
+
+
+def _drawn(draws: Iterable[Draw], payer_id: str, currency: Currency) -> Parts:
+    parts: Parts = defaultdict(int)
+    for draw in draws:
+        parts[_drawn_account(draw, payer_id, currency)] -= draw.picos
+    return parts
+
+
+def _returned(draws: Iterable[Draw], payer_id: str, currency: Currency) -> Parts:
+    return {a: -picos for a, picos in _drawn(draws, payer_id, currency).items()}
+
+
+def _drawn_account(draw: Draw, payer_id: str, currency: Currency) -> LedgerAccount:
+    if draw.grant_id == CREDIT_LINE:
+        return LedgerAccount("receivable", payer_id, currency)
+    return _prepaid(payer_id, draw.grant_id, currency)
+
+
+def _prepaid(payer_id: str, grant_id: str, currency: Currency) -> LedgerAccount:
+    return LedgerAccount("prepaid", payer_id, currency, grant_id)
+
+
+def _commanded(template: str, reference: str, parts: Parts, command: Command) -> Transaction:
+    return Transaction(
+        command.id,
+        template,
+        reference,
+        command.at,
+        _postings(parts),
+        command.actor,
+        command.reason,
+    )
+
+
+def _transaction(
+    transaction_id: str,
+    template: str,
+    reference: str,
+    at: datetime,
+    parts: Parts,
+    *,
+    command: Command | None = None,
+) -> Transaction | None:
+    """Nothing is written where nothing moves."""
+    postings = _postings(parts)
+    if not postings:
+        return None
+    actor, reason = (command.actor, command.reason) if command else (None, None)
+    return Transaction(transaction_id, template, reference, at, postings, actor, reason)
+
+
+def _postings(parts: Parts) -> tuple[Posting, ...]:
+    return tuple(Posting(account, picos) for account, picos in parts.items() if picos)

@@ -8,22 +8,71 @@ from typing import Final
 INPUT_TEXT: Final = "input.text"
 INPUT_TEXT_CACHE_READ: Final = "input.text.cache_read"
 INPUT_TEXT_CACHE_WRITE: Final = "input.text.cache_write"
+INPUT_TEXT_CACHE_WRITE_1H: Final = "input.text.cache_write_1h"
+INPUT_AUDIO_TOKENS: Final = "input.audio.tokens"
+INPUT_AUDIO_TOKENS_CACHE_READ: Final = "input.audio.tokens.cache_read"
+INPUT_AUDIO_SECONDS: Final = "input.audio.seconds"
+INPUT_IMAGE_TOKENS: Final = "input.image.tokens"
+INPUT_IMAGE_TOKENS_CACHE_READ: Final = "input.image.tokens.cache_read"
+INPUT_CHARACTERS: Final = "input.characters"
 OUTPUT_TEXT: Final = "output.text"
 OUTPUT_TEXT_REASONING: Final = "output.text.reasoning"
+OUTPUT_AUDIO_TOKENS: Final = "output.audio.tokens"
+OUTPUT_AUDIO_CHARACTERS: Final = "output.audio.characters"
+OUTPUT_IMAGE_COUNT: Final = "output.image.count"
+OUTPUT_IMAGE_STEPS: Final = "output.image.steps"
+OUTPUT_IMAGE_PIXELS: Final = "output.image.pixels"
+OUTPUT_IMAGE_TOKENS: Final = "output.image.tokens"
+SEARCH: Final = "search"
 CALL: Final = "call"
 ITEM: Final = "item"
+ENGINE_GPU_MILLISECONDS: Final = "engine.gpu_milliseconds"
 
 METERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         INPUT_TEXT: "tokens of the prompt that were processed anew",
         INPUT_TEXT_CACHE_READ: "tokens of the prompt that came from the prompt cache",
         INPUT_TEXT_CACHE_WRITE: "tokens of the prompt that were written to the prompt cache",
+        INPUT_TEXT_CACHE_WRITE_1H: "tokens of the prompt that were written to the cache for an hour",
+        INPUT_AUDIO_TOKENS: "tokens of sound in the prompt that were processed anew",
+        INPUT_AUDIO_TOKENS_CACHE_READ: "tokens of sound that came from the prompt cache",
+        INPUT_AUDIO_SECONDS: "seconds of sound that were listened to",
+        INPUT_IMAGE_TOKENS: "tokens of images in the prompt that were processed anew",
+        INPUT_IMAGE_TOKENS_CACHE_READ: "tokens of images that came from the prompt cache",
+        INPUT_CHARACTERS: "characters of the input, where a model is priced by them",
         OUTPUT_TEXT: "tokens of the answer",
         OUTPUT_TEXT_REASONING: "tokens of reasoning that precede the answer",
+        OUTPUT_AUDIO_TOKENS: "tokens of sound in the answer",
+        OUTPUT_AUDIO_CHARACTERS: "characters of text that were spoken",
+        OUTPUT_IMAGE_COUNT: "images that were made",
+        OUTPUT_IMAGE_STEPS: "steps that were taken to make images",
+        OUTPUT_IMAGE_PIXELS: "pixels of the images that were made",
+        OUTPUT_IMAGE_TOKENS: "tokens of images in the answer",
+        SEARCH: "searches of the web on behalf of the request",
         CALL: "answered requests",
         ITEM: "answered items of a batch",
+        ENGINE_GPU_MILLISECONDS: "milliseconds of a GPU that the request kept busy",
     }
 )
+INPUT_TOKENS: Final = (
+    INPUT_TEXT,
+    INPUT_TEXT_CACHE_READ,
+    INPUT_TEXT_CACHE_WRITE,
+    INPUT_TEXT_CACHE_WRITE_1H,
+    INPUT_AUDIO_TOKENS,
+    INPUT_AUDIO_TOKENS_CACHE_READ,
+    INPUT_IMAGE_TOKENS,
+    INPUT_IMAGE_TOKENS_CACHE_READ,
+)
+OUTPUT_TOKENS: Final = (
+    OUTPUT_TEXT,
+    OUTPUT_TEXT_REASONING,
+    OUTPUT_AUDIO_TOKENS,
+    OUTPUT_IMAGE_TOKENS,
+)
+
+# What a budget of tokens counts.
+TOKEN_METERS: Final = frozenset((*INPUT_TOKENS, *OUTPUT_TOKENS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +90,20 @@ class Usage:
     def count(self, meter: str) -> int:
         return self.counts.get(meter, 0)
 
+    def with_one(self, meter: str) -> "Usage":
+        """The same usage and one of a meter that is not in it."""
+        assert meter not in self.counts, f"{meter} is counted already"
+        return Usage({**self.counts, meter: 1})
+
     @property
     def input_tokens(self) -> int:
         """All tokens of the prompt, whether cached or not (what OpenAI calls prompt_tokens)."""
-        return sum(
-            self.count(m) for m in (INPUT_TEXT, INPUT_TEXT_CACHE_READ, INPUT_TEXT_CACHE_WRITE)
-        )
+        return sum(self.count(meter) for meter in INPUT_TOKENS)
 
     @property
     def output_tokens(self) -> int:
         """All tokens produced, reasoning included (what OpenAI calls completion_tokens)."""
-        return self.count(OUTPUT_TEXT) + self.count(OUTPUT_TEXT_REASONING)
+        return sum(self.count(meter) for meter in OUTPUT_TOKENS)
 
 
 NO_USAGE: Final = Usage({})

@@ -50,6 +50,7 @@ class OpenedRecord(msgspec.Struct, frozen=True, kw_only=True):
     currency: str
     request_digest: str
     build: str
+    project_id: str | None = None
 
 
 class UsageRecord(OpenedRecord, frozen=True, kw_only=True):

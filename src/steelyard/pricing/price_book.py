@@ -2,16 +2,24 @@
 
 import fnmatch
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, time
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import rfc8785
 
 from steelyard.errors import Refusal
 from steelyard.money import Currency, read_decimal, write_decimal
+from steelyard.pricing.formula import Formula, read_formula
+from steelyard.pricing.price import Price, Tier, Window
 from steelyard.timestamp import read_timestamp, write_timestamp
+
+SCHEMA: Final = "steelyard.price-book/v1"
+PATTERN_SIGNS: Final = frozenset("*?[")
+# What `canonical_document` writes: plain JSON values, amounts as decimal strings.
+CanonicalDocument = Mapping[str, Any]
 
 
 class PriceNotFound(Refusal):
@@ -20,72 +28,62 @@ class PriceNotFound(Refusal):
     code = "price_not_found"
 
 
-@dataclass(frozen=True, slots=True)
-class Tier:
-    """The amount that applies, to every unit, once the prompt has more than `above` tokens."""
-
-    above: int
-    picos: int
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What one unit of a meter costs: `picos` for every `per` units. Divides without remainder.
-
-    Tiers are cliffs: the length of the prompt decides on one of the amounts for all units, so the
-    price of a request depends on nothing but the request.
-    """
-
-    picos: int
-    per: int
-    tiers: tuple[Tier, ...] = ()
-
-    def __post_init__(self) -> None:
-        assert self.per > 0, f"a price is per a positive number of units: {self.per}"
-        for picos in (self.picos, *(tier.picos for tier in self.tiers)):
-            assert picos >= 0, f"a price is not negative: {picos}"
-            assert picos % self.per == 0, f"{picos} picos per {self.per} is finer than a pico"
-        bounds = [tier.above for tier in self.tiers]
-        assert bounds == sorted(set(bounds)), f"tiers are in order of their bounds: {bounds}"
-        assert min(bounds, default=1) > 0, f"a tier starts above a positive number: {bounds}"
-
-    def picos_per_unit(self, *, input_tokens: int) -> int:
-        """The price of a unit in a request whose prompt has so many tokens."""
-        picos = self.picos
-        for tier in self.tiers:
-            if input_tokens > tier.above:
-                picos = tier.picos
-        return picos // self.per
-
-    def highest_picos_per_unit(self, *, input_tokens_max: int) -> int:
-        """The most that a unit can cost while the prompt may have up to so many tokens."""
-        reachable = [tier.picos for tier in self.tiers if input_tokens_max > tier.above]
-        return max([self.picos, *reachable]) // self.per
-
-    def as_document(self) -> dict[str, Any]:
-        """The price as plain JSON values; amounts are decimal strings."""
-        document: dict[str, Any] = {"amount": write_decimal(self.picos), "per": self.per}
-        if self.tiers:
-            document["tiers"] = [
-                {"above": tier.above, "amount": write_decimal(tier.picos)} for tier in self.tiers
-            ]
-        return document
+_NO_FORMULAS: Final[Mapping[str, Formula]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPrices:
-    """The prices of the models whose name matches a pattern."""
+    """The prices of the models whose name matches a pattern.
+
+    `adjusted_percent` is for show: it is in the amounts already.
+    """
 
     match: str
     meters: Mapping[str, Price]
     source: str | None = None
+    equivalent_tokens: Mapping[str, Formula] = field(default_factory=lambda: _NO_FORMULAS)
+    minimum: int | None = None
+    adjusted_percent: str | None = None
 
-    def price_of(self, meter: str) -> Price | None:
-        """The meter's own price, or that of the meter it is a part of: a cached token for which
-        no price is stated costs as much as any other token of the prompt."""
-        while meter not in self.meters and "." in meter:
+    def at(self, moment: datetime) -> "ModelPrices":
+        """The prices of a moment: no windows are left in them."""
+        if not any(price.windows for price in self.meters.values()):
+            return self
+        return replace(self, meters={name: p.at(moment) for name, p in self.meters.items()})
+
+    def bearer_of(self, meter: str) -> str | None:
+        """The name in prices or formulas that bears a meter: its own, or else that of the meter it
+        is a part of. A cached token without a price costs as much as any other token."""
+        while not self._names(meter):
+            if "." not in meter:
+                return None
             meter = meter.rpartition(".")[0]
-        return self.meters.get(meter)
+        return meter
+
+    def _names(self, meter: str) -> bool:
+        return meter in self.meters or any(
+            meter in formula.meters for formula in self.equivalent_tokens.values()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AppliesTo:
+    """Whose prices a book has: everybody's, those on a plan, or one organisation's."""
+
+    kind: Literal["list", "plan", "organisation"]
+    name: str = ""
+
+
+LIST: Final = AppliesTo("list")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseBook:
+    """The published book that a book was made from, for show: amounts are explicit."""
+
+    sha256: str
+    name: str
+    percent: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +94,16 @@ class PriceBook:
     currency: Currency
     effective_from: datetime
     models: Sequence[ModelPrices]
+    applies_to: AppliesTo = LIST
+    base: BaseBook | None = None
 
     def prices_of(self, model: str) -> ModelPrices | None:
         """The first entry that matches; an exact name goes before any pattern."""
         exact = (entry for entry in self.models if entry.match == model)
-        pattern = (entry for entry in self.models if fnmatch.fnmatchcase(model, entry.match))
-        return next(exact, None) or next(pattern, None)
+        # Only patterns are compiled: a large book has thousands of plain names.
+        patterns = (entry for entry in self.models if not PATTERN_SIGNS.isdisjoint(entry.match))
+        fitting = (entry for entry in patterns if fnmatch.fnmatchcase(model, entry.match))
+        return next(exact, None) or next(fitting, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +115,39 @@ class PriceVersion:
 
 
 def canonical_document(book: PriceBook) -> dict[str, Any]:
-    """The book as plain JSON values; amounts are decimal strings."""
-    return {
+    """The book as plain JSON values; amounts are decimal strings. What a book does not use is not
+    in it, so that a new feature changes no old hash."""
+    document: dict[str, Any] = {
         "currency": book.currency,
         "effective_from": write_timestamp(book.effective_from),
-        "models": [
-            {
-                "match": entry.match,
-                "prices": {meter: price.as_document() for meter, price in entry.meters.items()},
-                **({"source": entry.source} if entry.source else {}),
-            }
-            for entry in book.models
-        ],
+        "models": [_entry_document(entry) for entry in book.models],
         "name": book.name,
-        "schema": "steelyard.price-book/v1",
+        "schema": SCHEMA,
     }
+    if book.applies_to != LIST:
+        document["applies_to"] = {book.applies_to.kind: book.applies_to.name}
+    if book.base:
+        percent = {"percent": book.base.percent} if book.base.percent else {}
+        document["base"] = {"name": book.base.name, "sha256": book.base.sha256, **percent}
+    return document
+
+
+def _entry_document(entry: ModelPrices) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "match": entry.match,
+        "prices": {meter: price.as_document() for meter, price in entry.meters.items()},
+    }
+    if entry.source:
+        document["source"] = entry.source
+    if entry.equivalent_tokens:
+        document["equivalent_tokens"] = {
+            meter: formula.text for meter, formula in entry.equivalent_tokens.items()
+        }
+    if entry.minimum is not None:
+        document["minimum"] = write_decimal(entry.minimum)
+    if entry.adjusted_percent is not None:
+        document["adjusted_percent"] = entry.adjusted_percent
+    return document
 
 
 def canonical_bytes(book: PriceBook) -> bytes:
@@ -140,21 +160,35 @@ def publishable_version(book: PriceBook) -> PriceVersion:
     return PriceVersion(hashlib.sha256(canonical_bytes(book)).hexdigest(), book)
 
 
-def version_in_force(versions: Sequence[PriceVersion], *, at: datetime) -> PriceVersion:
-    """The version with the latest effective date that is not in the future.
+def version_in_force(
+    versions: Sequence[PriceVersion],
+    *,
+    at: datetime,
+    applies_to: AppliesTo = LIST,
+    currency: Currency | None = None,
+) -> PriceVersion | None:
+    """The version for these tenants with the latest effective date that is not in the future.
 
     `versions` are in the order of their publication: of two with the same date the later counts.
     """
     current: PriceVersion | None = None
     for version in versions:
-        starts = version.book.effective_from
+        book = version.book
+        if book.applies_to != applies_to or (currency and book.currency != currency):
+            continue
+        starts = book.effective_from
         if starts <= at and (current is None or starts >= current.book.effective_from):
             current = version
-    if current is None:
-        raise PriceNotFound(
-            "no price book is in force yet; publish one with 'steelyard price publish FILE'"
-        )
     return current
+
+
+def versions_in_force(versions: Sequence[PriceVersion], *, at: datetime) -> Iterator[PriceVersion]:
+    """Every version that is in force for somebody."""
+    kinds = {(version.book.applies_to, version.book.currency) for version in versions}
+    for applies_to, currency in kinds:
+        version = version_in_force(versions, at=at, applies_to=applies_to, currency=currency)
+        if version:
+            yield version
 
 
 def read_canonical(document: dict[str, Any]) -> PriceBook:
@@ -163,19 +197,58 @@ def read_canonical(document: dict[str, Any]) -> PriceBook:
         name=document["name"],
         currency=Currency(document["currency"]),
         effective_from=read_timestamp(document["effective_from"]),
-        models=tuple(
-            ModelPrices(
-                match=entry["match"],
-                meters={meter: _read_price(price) for meter, price in entry["prices"].items()},
-                source=entry.get("source"),
-            )
-            for entry in document["models"]
-        ),
+        models=tuple(_read_entry(entry) for entry in document["models"]),
+        applies_to=_read_applies_to(document.get("applies_to")),
+        base=_read_base(document.get("base")),
     )
 
 
-def _read_price(document: dict[str, Any]) -> Price:
-    tiers = (
+def _read_applies_to(document: Mapping[str, str] | None) -> AppliesTo:
+    match document:
+        case {"plan": name}:
+            return AppliesTo("plan", name)
+        case {"organisation": name}:
+            return AppliesTo("organisation", name)
+        case _:
+            return LIST
+
+
+def _read_base(document: Mapping[str, str] | None) -> BaseBook | None:
+    if document is None:
+        return None
+    return BaseBook(document["sha256"], document["name"], document.get("percent"))
+
+
+def _read_entry(entry: Mapping[str, Any]) -> ModelPrices:
+    formulas: Mapping[str, str] = entry.get("equivalent_tokens", {})
+    return ModelPrices(
+        match=entry["match"],
+        meters={meter: _read_price(price) for meter, price in entry["prices"].items()},
+        source=entry.get("source"),
+        equivalent_tokens={meter: read_formula(text) for meter, text in formulas.items()},
+        minimum=read_decimal(entry["minimum"]) if "minimum" in entry else None,
+        adjusted_percent=entry.get("adjusted_percent"),
+    )
+
+
+def _read_price(document: Mapping[str, Any]) -> Price:
+    windows = tuple(_read_window(window) for window in document.get("windows", ()))
+    picos = read_decimal(document["amount"])
+    return Price(picos, document["per"], _read_tiers(document), windows)
+
+
+def _read_window(document: Mapping[str, Any]) -> Window:
+    return Window(
+        opens=time.fromisoformat(document["from"]),
+        closes=time.fromisoformat(document["to"]),
+        time_zone=document["time_zone"],
+        days=tuple(document.get("days", ())),
+        picos=read_decimal(document["amount"]),
+        tiers=_read_tiers(document),
+    )
+
+
+def _read_tiers(document: Mapping[str, Any]) -> tuple[Tier, ...]:
+    return tuple(
         Tier(tier["above"], read_decimal(tier["amount"])) for tier in document.get("tiers", ())
     )
-    return Price(read_decimal(document["amount"]), document["per"], tuple(tiers))

@@ -1,96 +1,116 @@
-"""Reads a price book from YAML, and says the line of whatever is wrong with it."""
+"""Reads a price book from YAML, and says the line of whatever is wrong with it.
+
+A book that extends a published one is compiled here: what it inherits becomes its own, in explicit
+amounts.
+"""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import cast
-
-import yaml
 
 from steelyard.errors import Refusal
 from steelyard.ids import NameMalformed, read_name
 from steelyard.metering.usage import METERS
-from steelyard.money import AmountMalformed, Currency, CurrencyUnknown, read_currency, read_decimal
-from steelyard.pricing.price_book import ModelPrices, Price, PriceBook, Tier
+from steelyard.money import Currency, CurrencyUnknown, read_currency
+from steelyard.pricing.adjustment import Adjustment, read_adjustment
+from steelyard.pricing.formula import Formula, FormulaMalformed, read_formula
+from steelyard.pricing.price import Price
+from steelyard.pricing.price_book import (
+    LIST,
+    SCHEMA,
+    AppliesTo,
+    BaseBook,
+    ModelPrices,
+    PriceBook,
+    PriceVersion,
+)
+from steelyard.pricing.price_yaml import read_amount, read_price
+from steelyard.pricing.yaml_place import Place, PriceBookMalformed, compose
 from steelyard.timestamp import read_timestamp
 
-SCHEMA = "steelyard.price-book/v1"
-PER_NAMES = {"1": 1, "1k": 1_000, "1M": 1_000_000}
+__all__ = ["PriceBaseCyclic", "PriceBaseNotFound", "PriceBookMalformed", "read_price_book"]
+
+_EQUIVALENT = re.compile(r"[a-z]+(?:\.[a-z]+)*\.equivalent_tokens")
 
 
-class PriceBookMalformed(Refusal):
-    """The price book cannot be read."""
+class PriceBaseNotFound(Refusal):
+    """The price book extends a book that is not published."""
 
-    code = "price_book_malformed"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A YAML node and the words that lead to it."""
-
-    node: yaml.Node
-    path: str
-
-    def malformed(self, complaint: str) -> PriceBookMalformed:
-        line = self.node.start_mark.line + 1
-        return PriceBookMalformed(f"line {line}: {self.path or 'the book'}: {complaint}")
-
-    def fields(self, *, required: set[str], optional: set[str]) -> dict[str, "Place"]:
-        """The entries of a mapping; unknown, repeated and missing keys are refused."""
-        found = self.entries()
-        for key in found:
-            if key not in required | optional:
-                known = ", ".join(sorted(required | optional))
-                raise found[key].malformed(f"unknown key; the keys here are {known}")
-        for key in sorted(required - found.keys()):
-            raise self.malformed(f"the key '{key}' is missing")
-        return found
-
-    def entries(self) -> dict[str, "Place"]:
-        if not isinstance(self.node, yaml.MappingNode):
-            raise self.malformed("expected a mapping of keys to values")
-        found: dict[str, Place] = {}
-        for key_node, value_node in cast("list[tuple[yaml.Node, yaml.Node]]", self.node.value):
-            key = Place(key_node, self.path).text()
-            place = Place(value_node, f"{self.path}.{key}" if self.path else key)
-            if key in found:
-                raise place.malformed("the key stands here twice")
-            found[key] = place
-        return found
-
-    def items(self) -> list["Place"]:
-        if not isinstance(self.node, yaml.SequenceNode):
-            raise self.malformed("expected a list")
-        nodes = cast("list[yaml.Node]", self.node.value)
-        return [Place(node, f"{self.path}[{i}]") for i, node in enumerate(nodes)]
-
-    def text(self) -> str:
-        """The scalar as it is written, so that no number passes through a float."""
-        if not isinstance(self.node, yaml.ScalarNode):
-            raise self.malformed("expected a single value")
-        return str(self.node.value)
+    code = "price_base_not_found"
 
 
-def read_price_book(text: str) -> PriceBook:
-    """Parse and check a price book; raises PriceBookMalformed with the line."""
-    try:
-        root = cast("yaml.Node | None", yaml.compose(text, Loader=yaml.SafeLoader))  # pyright: ignore[reportUnknownMemberType] - its stub leaves the stream untyped
-    except yaml.YAMLError as error:
-        raise PriceBookMalformed(f"not YAML: {error}") from error
-    if root is None:
-        raise PriceBookMalformed("the file is empty")
-    keys = {"schema", "name", "currency", "effective_from", "models"}
-    fields = Place(root, "").fields(required=keys, optional=set())
+class PriceBaseCyclic(Refusal):
+    """A price book cannot extend itself."""
+
+    code = "price_base_cyclic"
+
+
+def read_price_book(text: str, *, published: Sequence[PriceVersion] = ()) -> PriceBook:
+    """Parse, check and compile a price book; raises PriceBookMalformed with the line.
+
+    `published` are the versions that it may extend.
+    """
+    fields = compose(text).fields(
+        required={"schema", "name", "currency", "effective_from"},
+        optional={"models", "applies_to", "extends", "adjust"},
+    )
     if fields["schema"].text() != SCHEMA:
         raise fields["schema"].malformed(f"expected {SCHEMA}")
-    entries = fields["models"].items()
-    if not entries:
-        raise fields["models"].malformed("a book prices at least one model")
-    return PriceBook(
+    book = PriceBook(
         name=_read_name(fields["name"]),
         currency=_read_currency(fields["currency"]),
         effective_from=_read_moment(fields["effective_from"]),
-        models=tuple(_read_model_prices(entry) for entry in entries),
+        models=(),
+        applies_to=_read_applies_to(fields["applies_to"]) if "applies_to" in fields else LIST,
+    )
+    if "extends" in fields:
+        return _read_extending(book, fields, published=published)
+    if "adjust" in fields:
+        raise fields["adjust"].malformed("a book adjusts what it extends; name that in 'extends'")
+    if "models" not in fields:
+        raise PriceBookMalformed("line 1: the book: the key 'models' is missing")
+    models = [_read_entry(place, inherited={}) for place in fields["models"].items()]
+    if not models:
+        raise fields["models"].malformed("a book prices at least one model")
+    return replace(book, models=tuple(models))
+
+
+def _read_extending(
+    book: PriceBook, fields: dict[str, Place], *, published: Sequence[PriceVersion]
+) -> PriceBook:
+    """The book's own entries first, then those that it inherits and does not replace."""
+    base = _find_base(book, fields["extends"], published)
+    adjustment = _read_adjust(fields["adjust"]) if "adjust" in fields else None
+    inherited = {entry.match: entry for entry in base.book.models}
+    places = fields["models"].items() if "models" in fields else []
+    own = [_read_entry(place, inherited=inherited) for place in places]
+    replaced = {entry.match for entry in own}
+    kept = [
+        adjustment.apply(entry) if adjustment else entry
+        for entry in base.book.models
+        if entry.match not in replaced
+    ]
+    percent = adjustment.percent if adjustment else None
+    return replace(
+        book,
+        models=(*own, *kept),
+        base=BaseBook(base.sha256, base.book.name, percent),
+    )
+
+
+def _find_base(book: PriceBook, place: Place, published: Sequence[PriceVersion]) -> PriceVersion:
+    wanted = place.text()
+    if wanted == book.name:
+        raise PriceBaseCyclic(f"line {place.line}: the price book {wanted!r} extends itself")
+    for version in published:
+        if wanted in {version.book.name, version.sha256}:
+            if version.book.currency != book.currency:
+                raise place.malformed(f"its prices are in {version.book.currency}")
+            return version
+    raise PriceBaseNotFound(
+        f"line {place.line}: there is no published price book {wanted!r} to extend; "
+        "'steelyard price list' shows them"
     )
 
 
@@ -111,63 +131,86 @@ def _read_currency(place: Place) -> Currency:
 def _read_moment(place: Place) -> datetime:
     try:
         return read_timestamp(place.text())
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise place.malformed(f"{error}; write it as 2026-11-01T00:00:00Z") from error
 
 
-def _read_model_prices(place: Place) -> ModelPrices:
-    fields = place.fields(required={"match", "prices"}, optional={"source"})
+def _read_applies_to(place: Place) -> AppliesTo:
+    fields = place.fields(required=set(), optional={"plan", "organisation"})
+    match list(fields.items()):
+        case [("plan", name)]:
+            return AppliesTo("plan", _read_name(name))
+        case [("organisation", name)]:
+            return AppliesTo("organisation", _read_name(name))
+        case _:
+            raise place.malformed("name one plan or one organisation")
+
+
+def _read_adjust(place: Place) -> Adjustment:
+    percent = place.fields(required={"percent"}, optional=set())["percent"]
+    try:
+        return read_adjustment(percent.text())
+    except ValueError as error:
+        raise percent.malformed(str(error)) from error
+
+
+def _read_entry(place: Place, *, inherited: dict[str, ModelPrices]) -> ModelPrices:
+    """An entry states prices, or adjusts those that it inherits under the same match."""
+    fields = place.fields(
+        required={"match"}, optional={"prices", "source", "equivalent_tokens", "minimum", "adjust"}
+    )
+    match = fields["match"].text()
+    if "prices" in fields:
+        entry = _read_stated(match, fields)
+    elif match in inherited:
+        entry = inherited[match]
+        if "equivalent_tokens" in fields:
+            raise fields["equivalent_tokens"].malformed("it stands beside prices")
+        if "minimum" in fields:
+            raise fields["minimum"].malformed("it stands beside prices")
+    else:
+        raise place.malformed("the key 'prices' is missing, and nothing of this match is inherited")
+    if "source" in fields:
+        entry = replace(entry, source=fields["source"].text())
+    return _read_adjust(fields["adjust"]).apply(entry) if "adjust" in fields else entry
+
+
+def _read_stated(match: str, fields: dict[str, Place]) -> ModelPrices:
+    formulas = _read_formulas(fields["equivalent_tokens"]) if "equivalent_tokens" in fields else {}
     meters: dict[str, Price] = {}
-    for meter, price in fields["prices"].entries().items():
-        if meter not in METERS:
-            raise price.malformed(f"unknown meter; the meters are {', '.join(METERS)}")
-        meters[meter] = _read_price(price)
+    for meter, place in fields["prices"].entries().items():
+        if meter not in METERS and meter not in formulas:
+            raise place.malformed(f"unknown meter; the meters are {', '.join(METERS)}")
+        meters[meter] = read_price(place)
     if not meters:
         raise fields["prices"].malformed("a model has at least one price")
-    source = fields["source"].text() if "source" in fields else None
-    return ModelPrices(match=fields["match"].text(), meters=meters, source=source)
+    for meter in formulas:
+        if meter not in meters:
+            raise fields["equivalent_tokens"].malformed(f"{meter} has no price in 'prices'")
+    return ModelPrices(
+        match=match,
+        meters=meters,
+        equivalent_tokens=formulas,
+        minimum=_read_minimum(fields["minimum"]) if "minimum" in fields else None,
+    )
 
 
-def _read_price(place: Place) -> Price:
-    fields = place.fields(required={"amount", "per"}, optional={"tiers"})
-    per = _read_per(fields["per"])
-    picos = _read_amount(fields["amount"], per=per)
-    return Price(picos, per, _read_tiers(fields["tiers"], per=per) if "tiers" in fields else ())
+def _read_formulas(place: Place) -> dict[str, Formula]:
+    formulas: dict[str, Formula] = {}
+    for meter, text in place.entries().items():
+        if not _EQUIVALENT.fullmatch(meter):
+            raise text.malformed("the name of equivalent tokens ends with .equivalent_tokens")
+        try:
+            formulas[meter] = read_formula(text.text())
+        except FormulaMalformed as error:
+            raise text.malformed(str(error)) from error
+    if not formulas:
+        raise place.malformed("state at least one formula, or leave the key out")
+    return formulas
 
 
-def _read_tiers(place: Place, *, per: int) -> tuple[Tier, ...]:
-    tiers: list[Tier] = []
-    for item in place.items():
-        fields = item.fields(required={"above", "amount"}, optional=set())
-        above = _read_whole(fields["above"])
-        if above <= 0:
-            raise fields["above"].malformed("expected a positive whole number of tokens")
-        if tiers and above <= tiers[-1].above:
-            raise fields["above"].malformed("tiers stand in the order of their bounds")
-        tiers.append(Tier(above, _read_amount(fields["amount"], per=per)))
-    return tuple(tiers)
-
-
-def _read_amount(place: Place, *, per: int) -> int:
-    try:
-        picos = read_decimal(place.text())
-    except AmountMalformed as error:
-        raise place.malformed(str(error)) from error
-    if picos < 0:
-        raise place.malformed("a price is not negative")
-    if picos % per:
-        raise place.malformed("the price of one unit is finer than 10^-12; round it")
-    return picos
-
-
-def _read_per(place: Place) -> int:
-    per = PER_NAMES.get(place.text()) or _read_whole(place)
-    if per <= 0:
-        raise place.malformed("expected 1, 1k, 1M or a positive whole number of units")
-    return per
-
-
-def _read_whole(place: Place) -> int:
-    """A whole number as people write it, with underscores; zero for anything else."""
-    digits = place.text().replace("_", "")
-    return int(digits) if re.fullmatch("[0-9]{1,18}", digits) else 0
+def _read_minimum(place: Place) -> int:
+    minimum = read_amount(place, per=1)
+    if not minimum:
+        raise place.malformed("a minimum is more than zero; leave the key out for none")
+    return minimum

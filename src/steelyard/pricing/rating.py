@@ -1,11 +1,15 @@
 """Rating: usage times prices gives a charge. Exact, pure, and the same for ever."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steelyard.metering.usage import Usage
 from steelyard.money import Currency, Money
 from steelyard.pricing.price_book import ModelPrices, PriceNotFound
+
+# The line that lifts a cheap request to the least that a request costs. It counts nothing.
+MINIMUM = "minimum"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,29 @@ class Charge:
 
 
 def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Charge:
-    """Price every meter that was used; an unpriced meter refuses, it is never free."""
+    """Price every meter that was used, by the prices of a moment; an unpriced meter refuses, it is
+    never free."""
+    if not usage.counts:
+        return Charge((), currency)
     lines: list[ChargeLine] = []
+    borne: Counter[str] = Counter()
     for meter, count in sorted(usage.counts.items()):
-        price = prices.price_of(meter)
-        if price is None:
+        bearer = prices.bearer_of(meter)
+        if bearer is None:
             raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {meter!r}")
-        picos_per_unit = price.picos_per_unit(input_tokens=usage.input_tokens)
-        lines.append(ChargeLine(meter, count, picos_per_unit))
+        borne[bearer] += count
+        if bearer in prices.meters:
+            lines.append(_line(meter, count, bearer, usage=usage, prices=prices))
+    for meter, formula in sorted(prices.equivalent_tokens.items()):
+        count = formula.evaluate(borne)
+        if count:
+            lines.append(_line(meter, count, meter, usage=usage, prices=prices))
+    gap = (prices.minimum or 0) - sum(line.picos for line in lines)
+    if gap > 0:
+        lines.append(ChargeLine(MINIMUM, 1, gap))
     return Charge(tuple(lines), currency)
+
+
+def _line(meter: str, count: int, bearer: str, *, usage: Usage, prices: ModelPrices) -> ChargeLine:
+    price = prices.meters[bearer]
+    return ChargeLine(meter, count, price.picos_per_unit(input_tokens=usage.input_tokens))

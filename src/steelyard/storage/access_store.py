@@ -1,19 +1,25 @@
-"""The store of tenants and virtual keys."""
+"""The store of tenants, projects and virtual keys."""
 
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import Connection, Row, Select, Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from steelyard.access.store import KeyNotFound, NameTaken, TenantNotFound
-from steelyard.access.tenant import Department, Organisation
+from steelyard.access.store import KeyNotFound, NameTaken, ProjectNotFound, TenantNotFound
+from steelyard.access.tenant import Department, Organisation, Project
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.money import Currency
 from steelyard.storage import schema
 from steelyard.storage.database import Database
 
-TOPIC = "access"
+TOPIC: Final = "access"
+
+_organisations, _departments = schema.organisations, schema.departments
+_projects, _keys = schema.projects, schema.virtual_keys
+_ORGANISATION_COLUMNS: Final = tuple(c.label(f"o_{c.name}") for c in _organisations.c)
+_DEPARTMENT_COLUMNS: Final = tuple(c.label(f"d_{c.name}") for c in _departments.c)
+_PROJECT_COLUMNS: Final = tuple(c.label(f"p_{c.name}") for c in _projects.c)
 
 
 class SqlAccessStore:
@@ -27,9 +33,26 @@ class SqlAccessStore:
             "id": organisation.id,
             "name": organisation.name,
             "currency": organisation.currency,
+            "time_zone": organisation.time_zone,
+            "tax_ppm": organisation.tax_ppm,
+            "plan": organisation.plan,
             "created_at": organisation.created_at,
         }
-        self._insert(schema.organisations, row, what=f"an organisation named {organisation.name!r}")
+        self._insert(_organisations, row, what=f"an organisation named {organisation.name!r}")
+
+    def update_organisation(self, organisation: Organisation) -> None:
+        changed = {
+            "time_zone": organisation.time_zone,
+            "tax_ppm": organisation.tax_ppm,
+            "plan": organisation.plan,
+        }
+        with self._database.write() as connection:
+            connection.execute(
+                update(_organisations)
+                .where(_organisations.c.id == organisation.id)
+                .values(**changed)
+            )
+            _bump(connection)
 
     def insert_department(self, department: Department) -> None:
         row = {
@@ -39,12 +62,22 @@ class SqlAccessStore:
             "pays_from": department.pays_from,
             "created_at": department.created_at,
         }
-        self._insert(schema.departments, row, what=f"a department {department.path!r}")
+        self._insert(_departments, row, what=f"a department {department.path!r}")
+
+    def insert_project(self, project: Project) -> None:
+        row = {
+            "id": project.id,
+            "department_id": project.department.id,
+            "name": project.name,
+            "created_at": project.created_at,
+        }
+        self._insert(_projects, row, what=f"a project {project.path!r}")
 
     def insert_key(self, key: VirtualKey, *, secret_hash: str) -> None:
         row = {
             "id": key.id,
             "department_id": key.department.id,
+            "project_id": key.project.id if key.project else None,
             "name": key.name,
             "secret_hash": secret_hash,
             "hint": key.hint,
@@ -53,39 +86,60 @@ class SqlAccessStore:
             "created_at": key.created_at,
             "revoked_at": None,
         }
-        self._insert(schema.virtual_keys, row, what=f"a key {key.department.path}/{key.name}")
+        self._insert(_keys, row, what=f"a key {key.path}")
+
+    def move_key(self, key: VirtualKey) -> None:
+        place = {
+            "department_id": key.department.id,
+            "project_id": key.project.id if key.project else None,
+        }
+        try:
+            with self._database.write() as connection:
+                connection.execute(update(_keys).where(_keys.c.id == key.id).values(**place))
+                _bump(connection)
+        except IntegrityError as error:
+            raise NameTaken(f"there is a key {key.path} already") from error
 
     def revoke_key(self, key_id: str, *, at: datetime) -> VirtualKey:
-        keys = schema.virtual_keys
         with self._database.write() as connection:
             connection.execute(
-                update(keys)
-                .where(keys.c.id == key_id, keys.c.revoked_at.is_(None))
+                update(_keys)
+                .where(_keys.c.id == key_id, _keys.c.revoked_at.is_(None))
                 .values(revoked_at=at)
             )
             _bump(connection)
-        for key, _ in self.all_keys():
-            if key.id == key_id:
-                return key
-        raise KeyNotFound(f"there is no key {key_id!r}; 'steelyard key list' shows what there is")
+        return self.find_key(key_id)
 
     def organisations(self) -> list[Organisation]:
+        query = select(*_ORGANISATION_COLUMNS).order_by(_organisations.c.name)
         with self._database.read() as connection:
-            rows = connection.execute(
-                select(schema.organisations).order_by(schema.organisations.c.name)
-            )
-            return [
-                Organisation(row.id, row.name, Currency(row.currency), row.created_at)
-                for row in rows
-            ]
+            return [_organisation(row) for row in connection.execute(query)]
 
     def departments(self) -> list[Department]:
+        query = _below_organisations(*_DEPARTMENT_COLUMNS).order_by(
+            _organisations.c.name, _departments.c.name
+        )
         with self._database.read() as connection:
-            return [_department(row) for row in connection.execute(_departments())]
+            return [_department(row) for row in connection.execute(query)]
+
+    def projects(self) -> list[Project]:
+        query = (
+            _below_organisations(*_DEPARTMENT_COLUMNS, *_PROJECT_COLUMNS)
+            .join(_projects, _projects.c.department_id == _departments.c.id)
+            .order_by(_organisations.c.name, _departments.c.name, _projects.c.name)
+        )
+        with self._database.read() as connection:
+            return [_project(row) for row in connection.execute(query)]
 
     def all_keys(self) -> list[tuple[VirtualKey, str]]:
+        query = (
+            _below_organisations(*_DEPARTMENT_COLUMNS, *_PROJECT_COLUMNS, *_keys.c)
+            .join(_keys, _keys.c.department_id == _departments.c.id)
+            .outerjoin(_projects, _projects.c.id == _keys.c.project_id)
+            .order_by(_organisations.c.name, _departments.c.name, _keys.c.name)
+        )
         with self._database.read() as connection:
-            return [(_key(row), row.secret_hash) for row in connection.execute(_keys())]
+            return [(_key(row), row.secret_hash) for row in connection.execute(query)]
 
     def find_organisation(self, name: str) -> Organisation:
         for organisation in self.organisations():
@@ -103,11 +157,25 @@ class SqlAccessStore:
             f"there is no department {path!r}; 'steelyard department list' shows what there is"
         )
 
+    def find_project(self, path: str) -> Project:
+        for project in self.projects():
+            if project.path == path:
+                return project
+        raise ProjectNotFound(
+            f"there is no project {path!r}; 'steelyard project list' shows what there is"
+        )
+
+    def find_key(self, wanted: str) -> VirtualKey:
+        for key, _ in self.all_keys():
+            if wanted in {key.id, key.path}:
+                return key
+        raise KeyNotFound(f"there is no key {wanted!r}; 'steelyard key list' shows what there is")
+
     def revision(self) -> int:
         with self._database.read() as connection:
             return read_revision(connection, TOPIC)
 
-    def _insert(self, table: Any, row: dict[str, Any], *, what: str) -> None:
+    def _insert(self, table: Table, row: dict[str, Any], *, what: str) -> None:
         try:
             with self._database.write() as connection:
                 connection.execute(insert(table), row)
@@ -138,65 +206,49 @@ def _bump(connection: Connection) -> None:
     bump_revision(connection, TOPIC)
 
 
-def _departments() -> Select[Any]:
-    departments, organisations = schema.departments, schema.organisations
+def _below_organisations(*columns: Any) -> Select[*tuple[Any, ...]]:
     return (
-        select(
-            departments,
-            organisations.c.name.label("organisation_name"),
-            organisations.c.currency,
-            organisations.c.created_at.label("organisation_created_at"),
-        )
-        .join(organisations, departments.c.organisation_id == organisations.c.id)
-        .order_by(organisations.c.name, departments.c.name)
+        select(*_ORGANISATION_COLUMNS, *columns)
+        .select_from(_organisations)
+        .join(_departments, _departments.c.organisation_id == _organisations.c.id)
     )
 
 
-def _keys() -> Select[Any]:
-    departments, organisations, keys = (
-        schema.departments,
-        schema.organisations,
-        schema.virtual_keys,
-    )
-    return (
-        select(
-            departments,
-            organisations.c.name.label("organisation_name"),
-            organisations.c.currency,
-            organisations.c.created_at.label("organisation_created_at"),
-            keys.c.id.label("key_id"),
-            keys.c.name.label("key_name"),
-            keys.c.secret_hash,
-            keys.c.hint,
-            keys.c.requests_per_minute,
-            keys.c.input_tokens_max,
-            keys.c.created_at.label("key_created_at"),
-            keys.c.revoked_at,
-        )
-        .join(organisations, departments.c.organisation_id == organisations.c.id)
-        .join(keys, keys.c.department_id == departments.c.id)
-        .order_by(organisations.c.name, departments.c.name, keys.c.name)
+def _organisation(row: Row[Any]) -> Organisation:
+    return Organisation(
+        id=row.o_id,
+        name=row.o_name,
+        currency=Currency(row.o_currency),
+        created_at=row.o_created_at,
+        time_zone=row.o_time_zone,
+        tax_ppm=row.o_tax_ppm,
+        plan=row.o_plan,
     )
 
 
 def _department(row: Row[Any]) -> Department:
-    organisation = Organisation(
-        row.organisation_id,
-        row.organisation_name,
-        Currency(row.currency),
-        row.organisation_created_at,
+    return Department(
+        id=row.d_id,
+        organisation=_organisation(row),
+        name=row.d_name,
+        pays_from=row.d_pays_from,
+        created_at=row.d_created_at,
     )
-    return Department(row.id, organisation, row.name, row.pays_from, row.created_at)
+
+
+def _project(row: Row[Any]) -> Project:
+    return Project(row.p_id, _department(row), row.p_name, row.p_created_at)
 
 
 def _key(row: Row[Any]) -> VirtualKey:
     return VirtualKey(
-        id=row.key_id,
-        name=row.key_name,
+        id=row.id,
+        name=row.name,
         department=_department(row),
         hint=row.hint,
         requests_per_minute=row.requests_per_minute,
         input_tokens_max=row.input_tokens_max,
-        created_at=row.key_created_at,
+        created_at=row.created_at,
         revoked_at=row.revoked_at,
+        project=_project(row) if row.p_name is not None else None,
     )

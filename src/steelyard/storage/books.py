@@ -1,20 +1,42 @@
 """The books: ledger, holds, events and positions, in one unit of work."""
 
+import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Connection, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from steelyard.billing.books import Place, PositionMoved, QuarantinedEvent, RatedEvent
+from steelyard.billing.books import (
+    BookedEvent,
+    FundingSums,
+    HeldFunds,
+    Place,
+    PositionMoved,
+    QuarantinedEvent,
+)
+from steelyard.billing.event_preparation import PreparedBatch, UsagePath
+from steelyard.billing.hourly_sums import UsageSums
 from steelyard.ledger.hold import Hold
-from steelyard.money import read_decimal
 from steelyard.storage import schema
+from steelyard.storage.bulk import BulkInsert, BulkSum
 from steelyard.storage.database import Database
-from steelyard.storage.ledger_unit import SqlLedgerUnit, hold_of, parts
-from steelyard.timestamp import read_timestamp
+from steelyard.storage.ledger_unit import hold_of
+from steelyard.storage.re_rating_unit import SqlReRatingUnit
+from steelyard.storage.set_statement import SetStatement
+
+_INSERT_EVENTS = BulkInsert(schema.usage_events)
+_ADD_USAGE = BulkSum(schema.usage_hours)
+_ADD_REQUESTS = BulkSum(schema.request_hours)
+_ADD_FUNDING = BulkSum(schema.funding_hours)
+_LOCK_HELD_FUNDS = SetStatement(
+    "SELECT id, payer_id, currency, amount, draws, budget_draws FROM open_holds WHERE id IN :ids",
+    locking='ORDER BY id COLLATE "C" FOR UPDATE',
+)
+_REMOVE_HOLDS = SetStatement("DELETE FROM open_holds WHERE id IN :ids")
+_CONTENT_HASHES = SetStatement("SELECT id, content_hash FROM usage_events WHERE id IN :ids")
 
 
 class SqlBooks:
@@ -22,72 +44,133 @@ class SqlBooks:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # Paths that are in the books for good; they never change.
+        self._path_ids: dict[UsagePath, int] = {}
 
     @contextmanager
     def write(self) -> Generator["SqlBooksUnit"]:
         with self._database.write() as connection:
-            yield SqlBooksUnit(connection)
+            unit = SqlBooksUnit(connection, path_ids=self._path_ids)
+            yield unit
+        self._path_ids |= unit.new_path_ids
 
 
-class SqlBooksUnit(SqlLedgerUnit):
+class SqlBooksUnit(SqlReRatingUnit):
     """Implements BooksUnit."""
 
-    def content_hashes(self, event_ids: Collection[str]) -> dict[str, str]:
-        table = schema.usage_events
-        found: dict[str, str] = {}
-        for part in parts(sorted(event_ids)):
-            query = select(table.c.id, table.c.content_hash).where(table.c.id.in_(part))
-            found.update({row.id: row.content_hash for row in self.connection.execute(query)})
-        return found
+    def __init__(self, connection: Connection, *, path_ids: Mapping[UsagePath, int]) -> None:
+        super().__init__(connection)
+        self._path_ids = path_ids
+        self.new_path_ids: dict[UsagePath, int] = {}
+
+    def lock_held_funds(self, hold_ids: Collection[str]) -> dict[str, HeldFunds]:
+        rows = _LOCK_HELD_FUNDS.rows_in(self.connection, hold_ids)
+        return {
+            hold_id: HeldFunds(payer_id, currency, int(amount), draws, budget_draws)
+            for hold_id, payer_id, currency, amount, draws, budget_draws in rows
+        }
+
+    def remove_holds(self, hold_ids: Collection[str]) -> None:
+        removed = _REMOVE_HOLDS.run_in(self.connection, hold_ids)
+        assert removed == len(hold_ids), "a hold ended twice, or was never placed"
+
+    def content_hashes(self, event_ids: Collection[str]) -> dict[str, bytes]:
+        return {
+            event_id: bytes(content_hash)
+            for event_id, content_hash in _CONTENT_HASHES.rows_in(self.connection, event_ids)
+        }
 
     def places_taken(self, places: Collection[Place]) -> set[Place]:
-        table = schema.usage_events
+        table, sources = schema.usage_events, schema.event_sources
         by_source: dict[str, list[int]] = defaultdict(list)
         for source, sequence in places:
             by_source[source].append(sequence)
         taken: set[Place] = set()
         for source, sequences in by_source.items():
-            query = select(table.c.sequence).where(
-                table.c.source == source,
-                table.c.sequence.between(min(sequences), max(sequences)),
+            query = (
+                select(table.c.sequence)
+                .join(sources, sources.c.id == table.c.source_id)
+                .where(
+                    sources.c.source == source,
+                    table.c.sequence.between(min(sequences), max(sequences)),
+                )
             )
             taken.update((source, row.sequence) for row in self.connection.execute(query))
         return taken & set(places)
 
-    def insert_events(self, events: Sequence[RatedEvent], *, at: datetime) -> None:
-        self.connection.execute(
-            insert(schema.usage_events),
-            [_event_row(event, at=at) for event in events],
+    def path_ids(self, paths: Sequence[UsagePath]) -> list[int]:
+        for path in paths:
+            if path not in self._path_ids:
+                self.new_path_ids[path] = self._path_id(path)
+        return [self._path_ids.get(path) or self.new_path_ids[path] for path in paths]
+
+    def insert_events(
+        self,
+        booked: Sequence[BookedEvent],
+        batch: PreparedBatch,
+        *,
+        path_ids: Sequence[int],
+        at: datetime,
+    ) -> None:
+        table = schema.event_segments
+        segment_id = self.connection.execute(
+            insert(table)
+            .values(
+                log_id=batch.log_id,
+                first_position=batch.first_position,
+                settled_at=at,
+                event_count=batch.record_count,
+                body=batch.segment,
+            )
+            .returning(table.c.id)
+        ).scalar_one()
+        sources = self._source_ids({event.event.source for event in booked})
+        _INSERT_EVENTS.run(
+            self.connection,
+            [
+                (
+                    event.id,
+                    sources[event.source],
+                    event.sequence,
+                    event.content_hash,
+                    path_ids[event.path],
+                    segment_id,
+                    event.record,
+                    event.ended_at,
+                    billed_at,
+                    picos,
+                    event.charges,
+                    spent,
+                    outcome,
+                )
+                for event, billed_at, picos, spent, outcome in booked
+            ],
         )
-        lines = [
-            {
-                "event_id": event.event.id,
-                "meter": line.meter,
-                "count": line.count,
-                "picos_per_unit": line.picos_per_unit,
-                "picos": line.picos,
-            }
-            for event in events
-            for line in event.lines
-        ]
-        if lines:
-            self.connection.execute(insert(schema.charge_lines), lines)
+
+    def add_to_hours(
+        self, usage: UsageSums, funding: FundingSums, *, path_ids: Sequence[int]
+    ) -> None:
+        _ADD_USAGE.run(
+            self.connection,
+            [(path_ids[path], *rest, *sums) for (path, *rest), sums in usage.usage.items()],
+        )
+        _ADD_REQUESTS.run(
+            self.connection,
+            [(path_ids[path], hour, count) for (path, hour), count in usage.requests.items()],
+        )
+        _ADD_FUNDING.run(self.connection, [(*key, picos) for key, picos in funding.items()])
 
     def quarantine(self, events: Sequence[QuarantinedEvent], *, at: datetime) -> None:
         for event in events:
             row = {
-                "content_hash": event.content_hash,
+                "content_hash": hashlib.sha256(event.body).hexdigest(),
                 "log_id": event.log_id,
                 "position": event.position,
                 "reason": event.reason,
                 "quarantined_at": at,
                 "body": event.body.decode(errors="replace"),
             }
-            try:
-                with self.connection.begin_nested():
-                    self.connection.execute(insert(schema.quarantined_events), row)
-            except IntegrityError:
-                continue
+            self._insert_unless_there(schema.quarantined_events, row)
 
     def position(self, log_id: str) -> int:
         table = schema.log_positions
@@ -111,29 +194,33 @@ class SqlBooksUnit(SqlLedgerUnit):
             raise PositionMoved(f"another worker has begun with the log {log_id}") from error
 
     def open_holds(self, *, source_prefix: str) -> list[Hold]:
-        table = schema.holds
-        query = select(table).where(
-            table.c.status == "placed", table.c.source.startswith(source_prefix, autoescape=True)
-        )
+        table = schema.open_holds
+        query = select(table).where(table.c.source.startswith(source_prefix, autoescape=True))
         return [hold_of(row) for row in self.connection.execute(query.order_by(table.c.id))]
 
+    def _path_id(self, path: UsagePath) -> int:
+        """The number of a path, which may be new, or new to us."""
+        table = schema.usage_paths
+        known = select(table.c.id).filter_by(**path._asdict())
+        path_id = self.connection.execute(known).scalar_one_or_none()
+        if path_id is None:
+            self._insert_unless_there(table, path._asdict())
+            path_id = self.connection.execute(known).scalar_one()
+        return path_id
 
-def _event_row(rated: RatedEvent, *, at: datetime) -> dict[str, object]:
-    event, record = rated.event, rated.event.data
-    return {
-        "id": event.id,
-        "source": event.source,
-        "sequence": int(event.sequence),
-        "content_hash": rated.content_hash,
-        "organisation_id": record.organisation_id,
-        "department_id": record.department_id,
-        "key_id": record.key_id,
-        "payer_id": record.payer_id,
-        "model": record.model_served,
-        "ended_at": read_timestamp(record.ended_at),
-        "settled_at": at,
-        "currency": record.currency,
-        "amount": read_decimal(record.amount),
-        "outcome": rated.outcome,
-        "body": rated.body.decode(),
-    }
+    def _source_ids(self, sources: Collection[str]) -> dict[str, int]:
+        table = schema.event_sources
+        for source in sorted(sources):
+            known = select(table.c.id).where(table.c.source == source)
+            if self.connection.execute(known).scalar_one_or_none() is None:
+                self._insert_unless_there(table, {"source": source})
+        query = select(table.c.source, table.c.id).where(table.c.source.in_(sorted(sources)))
+        return {row.source: row.id for row in self.connection.execute(query)}
+
+    def _insert_unless_there(self, table: schema.Table, row: Mapping[str, object]) -> None:
+        """Another unit of work may be inserting the same row right now."""
+        try:
+            with self.connection.begin_nested():
+                self.connection.execute(insert(table), row)
+        except IntegrityError:
+            return

@@ -36,7 +36,18 @@ class PreparedStatement:
         try:
             cursor.execute(self._sql[connection.dialect.name], parameters)
             return list(cursor.fetchall())
-        except _operational_error(connection) as error:
+        except operational_error(connection) as error:
+            raise BooksUnavailable(f"the database of the books failed: {error}") from error
+        finally:
+            cursor.close()
+
+    def run(self, connection: Connection, parameters: Parameters) -> int:
+        """Run once; returns how many rows it touched. Raises BooksUnavailable."""
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(self._sql[connection.dialect.name], parameters)
+            return int(cursor.rowcount)
+        except operational_error(connection) as error:
             raise BooksUnavailable(f"the database of the books failed: {error}") from error
         finally:
             cursor.close()
@@ -46,12 +57,13 @@ class PreparedStatement:
         cursor = connection.connection.cursor()
         try:
             cursor.executemany(self._sql[connection.dialect.name], rows)
-        except _operational_error(connection) as error:
+        except operational_error(connection) as error:
             raise BooksUnavailable(f"the database of the books failed: {error}") from error
         finally:
             cursor.close()
 
 
-def _operational_error(connection: Connection) -> type[Exception]:
+def operational_error(connection: Connection) -> type[Exception]:
+    """What the driver raises when the database does not do its work."""
     assert connection.dialect.dbapi is not None, "a connection has a driver"
     return connection.dialect.dbapi.OperationalError

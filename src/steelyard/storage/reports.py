@@ -1,26 +1,29 @@
-"""Reads statements, balances and recent events out of the books."""
+"""Reads statements and recent events out of the books."""
 
-from collections.abc import Generator
+from collections import defaultdict
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select
+from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from steelyard.access.tenant import Department, Organisation
 from steelyard.billing.statement import Period, StatementLine
-from steelyard.ledger.chart import LedgerAccount
+from steelyard.ledger.grant import Funds
+from steelyard.ledger.transaction import COMMAND_TEMPLATES
+from steelyard.metering.event_segment import unpack_bodies
+from steelyard.money import Currency
 from steelyard.storage import schema
 from steelyard.storage.database import Database
+from steelyard.storage.fund_reports import funds_of
+from steelyard.storage.usage_sums import cut_span, funding_sum, request_sum, usage_sums
 
-_accounts, _postings, _transactions = (
-    schema.ledger_accounts,
-    schema.ledger_postings,
-    schema.ledger_transactions,
-)
-AnySelect = TypeVar("AnySelect", bound=Select[*tuple[Any, ...]])
-_events, _lines = schema.usage_events, schema.charge_lines
+_postings, _transactions = schema.ledger_postings, schema.ledger_transactions
+_events, _paths = schema.usage_events, schema.usage_paths
+
+_OWN_KINDS: Final = ("prepaid", "held", "receivable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,112 +53,117 @@ class SqlSnapshot:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    def balance_on(self, account: LedgerAccount, *, before: datetime | None = None) -> int:
-        if before is None:
-            query = select(_accounts.c.balance).where(_accounts.c.id == account.id)
-            return self._connection.execute(query).scalar_one_or_none() or 0
-        return self._sum_postings(
-            _postings.c.account_id == account.id, _transactions.c.booked_at < before
+    def funds_of(self, payer_id: str, *, currency: Currency) -> Funds:
+        return funds_of(self._connection, payer_id, currency=currency)
+
+    def commands(self, payer_id: str, *, before: datetime) -> Mapping[str, int]:
+        query = (
+            select(_transactions.c.template, _postings.c.account_id, _postings.c.picos)
+            .join(_postings, _postings.c.transaction_id == _transactions.c.id)
+            .where(
+                _transactions.c.template.in_(COMMAND_TEMPLATES),
+                _transactions.c.booked_at < before,
+            )
         )
+        sums: dict[str, int] = defaultdict(int)
+        for template, account_id, picos in self._connection.execute(query):
+            kind, *owner = account_id.split(":")
+            if kind in _OWN_KINDS and owner[0] == payer_id:
+                sums[template] += picos
+        return dict(sums)
 
-    def top_ups(self, tenant_id: str, *, period: Period) -> int:
-        return self._sum_postings(
-            _transactions.c.template == "top_up",
-            _postings.c.account_id.startswith(f"prepaid:{tenant_id}:", autoescape=True),
-            *_within(period),
+    def charges(self, payer_id: str, *, before: datetime) -> int:
+        path_ids = self._path_ids(_paths.c.payer_id == payer_id)
+        span = cut_span(self._connection, path_ids, start=None, end=before)
+        return funding_sum(self._connection, payer_id, path_ids, span)
+
+    def suspended(self, payer_id: str, *, before: datetime) -> int:
+        query = select(func.sum(_events.c.amount)).where(
+            _events.c.path_id.in_(self._path_ids(_paths.c.payer_id == payer_id)),
+            # As it stands in the condition of the index, which a parameter would not match.
+            text("outcome = 'suspended'"),
+            _events.c.billed_at < before,
         )
-
-    def charges(self, payer_id: str, *, period: Period) -> int:
-        return self._taken(payer_id, template="settle_hold", period=period)
-
-    def suspended(self, payer_id: str, *, period: Period) -> int:
-        return self._taken(payer_id, template="suspend_hold", period=period)
+        return int(self._connection.execute(query).scalar_one() or 0)
 
     def lines(self, tenant: Organisation | Department, *, period: Period) -> list[StatementLine]:
-        departments, keys = schema.departments, schema.virtual_keys
-        names = (
-            departments.c.name,
-            keys.c.name,
-            _events.c.model,
-            _lines.c.meter,
-            _lines.c.picos_per_unit,
-        )
-        query = (
-            select(
-                departments.c.name.label("department"),
-                keys.c.name.label("key"),
-                _events.c.model,
-                _lines.c.meter,
-                _lines.c.picos_per_unit,
-                func.sum(_lines.c.count).label("total_count"),
-                func.sum(_lines.c.picos).label("total_picos"),
-            )
-            .select_from(_lines)
-            .join(_events, _events.c.id == _lines.c.event_id)
-            .join(departments, departments.c.id == _events.c.department_id)
-            .join(keys, keys.c.id == _events.c.key_id)
-            .where(_events.c.outcome == "settled")
-            .group_by(*names)
-            .order_by(*names)
-        )
+        names = self._names(tenant)
+        span = cut_span(self._connection, list(names), start=period.start, end=period.end)
+        merged: dict[tuple[str, str, str, str, str, int], list[int]] = defaultdict(lambda: [0, 0])
+        sums = usage_sums(self._connection, list(names), span)
+        for (path_id, meter, picos_per_unit), (count, picos) in sums.items():
+            total = merged[(*names[path_id], meter, picos_per_unit)]
+            total[0] += count
+            total[1] += picos
         return [
             StatementLine(
-                department=row.department,
-                key=row.key,
-                model=row.model,
-                meter=row.meter,
-                count=int(row.total_count),
-                picos_per_unit=row.picos_per_unit,
-                picos=int(row.total_picos),
+                department=department,
+                project=project or None,
+                key=key,
+                model=model,
+                meter=meter,
+                count=count,
+                picos_per_unit=picos_per_unit,
+                picos=picos,
             )
-            for row in self._connection.execute(_settled_within(query, tenant, period))
+            for (department, project, key, model, meter, picos_per_unit), (count, picos) in sorted(
+                merged.items()
+            )
         ]
 
     def request_count(self, tenant: Organisation | Department, *, period: Period) -> int:
-        query = select(func.count()).select_from(_events).where(_events.c.outcome == "settled")
-        return self._connection.execute(_settled_within(query, tenant, period)).scalar_one()
+        path_ids = list(self._names(tenant))
+        span = cut_span(self._connection, path_ids, start=period.start, end=period.end)
+        return request_sum(self._connection, path_ids, span)
 
     def recent_events(
         self, *, department_id: str | None = None, event_id: str | None = None, limit: int
     ) -> list[RecentEvent]:
-        """The newest events first."""
-        query = select(_events.c.body, _events.c.outcome).order_by(_events.c.ended_at.desc())
+        """The newest events first; ids are in the order of their making."""
+        segments = schema.event_segments
+        query = select(_events.c.segment_id, _events.c.place, _events.c.outcome).order_by(
+            _events.c.id.desc()
+        )
         if department_id is not None:
-            query = query.where(_events.c.department_id == department_id)
+            path_ids = self._path_ids(_paths.c.department_id == department_id)
+            query = query.where(_events.c.path_id.in_(path_ids))
         if event_id is not None:
             query = query.where(_events.c.id == event_id)
-        rows = self._connection.execute(query.limit(limit))
-        return [RecentEvent(row.body.encode(), row.outcome) for row in rows]
+        rows = self._connection.execute(query.limit(limit)).all()
+        bodies: dict[int, list[bytes]] = {}
+        for segment_id in sorted({row.segment_id for row in rows}):
+            packed = select(segments.c.body).where(segments.c.id == segment_id)
+            body: bytes = self._connection.execute(packed).scalar_one()
+            bodies[segment_id] = unpack_bodies(body)
+        found: list[RecentEvent] = []
+        for row in rows:
+            place: int = row.place
+            found.append(RecentEvent(bodies[row.segment_id][place], row.outcome))
+        return found
 
-    def _taken(self, payer_id: str, *, template: str, period: Period) -> int:
-        """What transactions of a template took from a payer: the negative of all they posted."""
-        account_id = _postings.c.account_id
-        return -self._sum_postings(
-            _transactions.c.template == template,
-            account_id.startswith(f"prepaid:{payer_id}:", autoescape=True)
-            | account_id.startswith(f"held:{payer_id}:", autoescape=True),
-            *_within(period),
+    def _path_ids(self, condition: ColumnElement[bool]) -> list[int]:
+        return [row.id for row in self._connection.execute(select(_paths.c.id).where(condition))]
+
+    def _names(self, tenant: Organisation | Department) -> dict[int, tuple[str, str, str, str]]:
+        """Department, project, key and model of every path of a tenant."""
+        departments, projects, keys = schema.departments, schema.projects, schema.virtual_keys
+        owner = (
+            _paths.c.department_id if isinstance(tenant, Department) else _paths.c.organisation_id
         )
-
-    def _sum_postings(self, *conditions: ColumnElement[bool]) -> int:
         query = (
-            select(func.sum(_postings.c.picos))
-            .join(_transactions, _transactions.c.id == _postings.c.transaction_id)
-            .where(*conditions)
+            select(
+                _paths.c.id,
+                departments.c.name.label("department"),
+                func.coalesce(projects.c.name, "").label("project"),
+                keys.c.name.label("key"),
+                _paths.c.model,
+            )
+            .join(departments, departments.c.id == _paths.c.department_id)
+            .outerjoin(projects, projects.c.id == _paths.c.project_id)
+            .join(keys, keys.c.id == _paths.c.key_id)
+            .where(owner == tenant.id)
         )
-        return int(self._connection.execute(query).scalar_one() or 0)
-
-
-def _within(period: Period) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
-    booked_at = _transactions.c.booked_at
-    return booked_at >= period.start, booked_at < period.end
-
-
-def _settled_within(
-    query: AnySelect, tenant: Organisation | Department, period: Period
-) -> AnySelect:
-    """Events of a tenant that were settled in a period."""
-    owner = _events.c.department_id if isinstance(tenant, Department) else _events.c.organisation_id
-    return query.where(
-        owner == tenant.id, _events.c.settled_at >= period.start, _events.c.settled_at < period.end
-    )
+        return {
+            row.id: (row.department, row.project, row.key, row.model)
+            for row in self._connection.execute(query)
+        }

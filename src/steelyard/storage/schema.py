@@ -1,76 +1,24 @@
 """The tables. Migrations bring a database to this shape; a test holds the two together."""
 
 from collections.abc import Sequence
-from datetime import datetime
-from decimal import Decimal
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
-    Numeric,
     String,
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
-from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from steelyard.ledger.chart import NEVER_NEGATIVE
-from steelyard.ledger.store import BalanceTooLarge
-from steelyard.timestamp import read_timestamp, write_timestamp
-
-SQLITE_INTEGER_MAX = 2**63 - 1
-
-
-class Picos(TypeDecorator[int]):
-    """A whole number of picos: NUMERIC(38) on PostgreSQL, a 64-bit integer on SQLite."""
-
-    impl = BigInteger
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "sqlite":
-            return dialect.type_descriptor(BigInteger())
-        return dialect.type_descriptor(Numeric(38, 0))
-
-    def process_bind_param(self, value: int | None, dialect: Dialect) -> int | Decimal | None:
-        if value is None:
-            return None
-        assert type(value) is int, f"money must be whole, got {value!r}"
-        if dialect.name != "sqlite":
-            return Decimal(value)
-        # SQLite turns a larger number into a float without a word.
-        if abs(value) > SQLITE_INTEGER_MAX:
-            raise BalanceTooLarge
-        return value
-
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> int | None:
-        del dialect
-        assert not isinstance(value, float), f"an amount came back as a float: {value!r}"
-        return None if value is None else int(value)
-
-
-class Moment(TypeDecorator[datetime]):
-    """A UTC moment as RFC 3339 text: the same bytes in every database, and in order."""
-
-    impl = String(27)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> str | None:
-        del dialect
-        return None if value is None else write_timestamp(value)
-
-    def process_result_value(self, value: Any | None, dialect: Dialect) -> datetime | None:
-        del dialect
-        return None if value is None else read_timestamp(value)
-
+from steelyard.storage.column_types import Moment, Picos
 
 metadata = MetaData(
     naming_convention={
@@ -100,7 +48,11 @@ organisations = Table(
     _id(),
     Column("name", String(63), nullable=False, unique=True),
     Column("currency", String(3), nullable=False),
+    Column("time_zone", String(64), nullable=False),
+    Column("tax_ppm", Integer, nullable=False),
+    Column("plan", String(63)),
     Column("created_at", Moment, nullable=False),
+    CheckConstraint("tax_ppm BETWEEN 0 AND 1000000", name="tax_ppm"),
 )
 
 departments = Table(
@@ -115,11 +67,22 @@ departments = Table(
     CheckConstraint("pays_from IN ('organisation', 'department')", name="pays_from"),
 )
 
+projects = Table(
+    "projects",
+    metadata,
+    _id(),
+    Column("department_id", String(64), ForeignKey("departments.id"), nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("created_at", Moment, nullable=False),
+    UniqueConstraint("department_id", "name"),
+)
+
 virtual_keys = Table(
     "virtual_keys",
     metadata,
     _id(),
     Column("department_id", String(64), ForeignKey("departments.id"), nullable=False),
+    Column("project_id", String(64), ForeignKey("projects.id")),
     Column("name", String(63), nullable=False),
     Column("secret_hash", String(64), nullable=False, unique=True),
     Column("hint", String(32), nullable=False),
@@ -128,6 +91,55 @@ virtual_keys = Table(
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
     UniqueConstraint("department_id", "name"),
+)
+
+# How a shared department's cost is split among others of its organisation.
+chargeback_weights = Table(
+    "chargeback_weights",
+    metadata,
+    Column("shared_department_id", String(64), ForeignKey("departments.id"), primary_key=True),
+    Column("department_id", String(64), ForeignKey("departments.id"), primary_key=True),
+    Column("weight", BigInteger, nullable=False),
+    CheckConstraint("weight > 0", name="weight"),
+)
+
+budgets = Table(
+    "budgets",
+    metadata,
+    _id(),
+    Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
+    Column("scope", String(16), nullable=False),
+    Column("scope_id", String(64), nullable=False),
+    Column("unit", String(16), nullable=False),
+    Column("period", String(16), nullable=False),
+    Column("amount", Picos, nullable=False),
+    Column("is_hard", Integer, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("ended_at", Moment),
+    CheckConstraint("scope IN ('organisation', 'department', 'project', 'key')", name="scope"),
+    CheckConstraint("unit IN ('money', 'tokens')", name="unit"),
+    CheckConstraint("period IN ('day', 'month', 'total')", name="period"),
+    CheckConstraint("amount >= 0", name="amount"),
+    Index("ix_budgets_scope_id", "scope_id"),
+)
+
+budget_windows = Table(
+    "budget_windows",
+    metadata,
+    Column("budget_id", String(64), ForeignKey("budgets.id"), primary_key=True),
+    Column("window_name", String(16), primary_key=True),
+    Column("reserved", Picos, nullable=False),
+    Column("used", Picos, nullable=False),
+    CheckConstraint("reserved >= 0", name="reserved"),
+)
+
+budget_alerts = Table(
+    "budget_alerts",
+    metadata,
+    Column("budget_id", String(64), ForeignKey("budgets.id"), primary_key=True),
+    Column("window_name", String(16), primary_key=True),
+    Column("percent", Integer, primary_key=True),
+    Column("raised_at", Moment, nullable=False),
 )
 
 price_versions = Table(
@@ -140,91 +152,269 @@ price_versions = Table(
     Column("canonical", Text, nullable=False),
 )
 
+# The floor of an account is the least that its balance may be; null where it may be anything.
 ledger_accounts = Table(
     "ledger_accounts",
     metadata,
-    Column("id", String(128), primary_key=True),
+    Column("id", String(192), primary_key=True),
     Column("kind", String(16), nullable=False),
     Column("balance", Picos, nullable=False),
-    CheckConstraint(
-        "kind NOT IN ({}) OR balance >= 0".format(
-            ", ".join(f"'{kind}'" for kind in sorted(NEVER_NEGATIVE))
-        ),
-        name="never_negative",
-    ),
+    Column("floor", Picos),
+    CheckConstraint("floor IS NULL OR balance >= floor", name="floor"),
 )
 
+# Postings are written before their transaction, which seals them: a trigger refuses a transaction
+# whose postings do not sum to zero, and postings that come after it.
 ledger_transactions = Table(
     "ledger_transactions",
     metadata,
-    Column("id", String(96), primary_key=True),
+    Column("id", String(128), primary_key=True),
     Column("template", String(32), nullable=False),
-    Column("reference", String(64), nullable=False),
+    Column("reference", String(128), nullable=False),
     Column("booked_at", Moment, nullable=False),
     Column("actor", String(128)),
     Column("reason", Text),
     Index("ix_ledger_transactions_reference", "reference"),
+    Index("ix_ledger_transactions_template_booked_at", "template", "booked_at"),
 )
 
 ledger_postings = Table(
     "ledger_postings",
     metadata,
-    Column("transaction_id", String(96), ForeignKey("ledger_transactions.id"), primary_key=True),
-    Column("account_id", String(128), ForeignKey("ledger_accounts.id"), primary_key=True),
+    Column(
+        "transaction_id",
+        String(128),
+        ForeignKey("ledger_transactions.id", deferrable=True, initially="DEFERRED"),
+        primary_key=True,
+    ),
+    Column("account_id", String(192), ForeignKey("ledger_accounts.id"), primary_key=True),
     Column("picos", Picos, nullable=False),
     CheckConstraint("picos <> 0", name="not_zero"),
     Index("ix_ledger_postings_account_id", "account_id"),
 )
 
-holds = Table(
-    "holds",
+grants = Table(
+    "grants",
+    metadata,
+    _id(),
+    Column("payer_id", String(64), nullable=False),
+    Column("kind", String(16), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("granted_at", Moment, nullable=False),
+    Column("expires_at", Moment),
+    CheckConstraint("kind IN ('paid', 'promotional')", name="kind"),
+    Index("ix_grants_payer_id", "payer_id"),
+)
+
+# A hold's row goes when its event is booked: the event then tells how it ended.
+open_holds = Table(
+    "open_holds",
     metadata,
     _id(),
     Column("payer_id", String(64), nullable=False),
     Column("currency", String(3), nullable=False),
     Column("amount", Picos, nullable=False),
+    Column("draws", Text, nullable=False),
+    Column("budget_draws", Text, nullable=False),
     Column("source", String(128), nullable=False),
     Column("placed_at", Moment, nullable=False),
     Column("opened", Text, nullable=False),
     Column("status", String(16), nullable=False),
     CheckConstraint("amount >= 0", name="not_negative"),
-    CheckConstraint("status IN ('placed', 'settled', 'suspended')", name="status"),
-    Index("ix_holds_status_source", "status", "source"),
+    CheckConstraint("status IN ('placed', 'unresolved')", name="status"),
+    sqlite_with_rowid=False,
+)
+
+# Ends of holds that no event tells of: declined, so that a declined id stays declined, or released.
+ended_holds = Table(
+    "ended_holds",
+    metadata,
+    _id(),
+    Column("outcome", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("ended_at", Moment, nullable=False),
+    CheckConstraint("outcome IN ('declined', 'released')", name="outcome"),
+)
+
+event_sources = Table(
+    "event_sources",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("source", String(128), nullable=False, unique=True),
+)
+
+# Who used which model at which price: everything that many events have in common.
+usage_paths = Table(
+    "usage_paths",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("organisation_id", String(64), nullable=False),
+    Column("department_id", String(64), nullable=False),
+    Column("project_id", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("payer_id", String(64), nullable=False),
+    Column("model", String(255), nullable=False),
+    Column("upstream", String(255), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("price_version", String(64), nullable=False),
+    UniqueConstraint(
+        "organisation_id",
+        "department_id",
+        "project_id",
+        "key_id",
+        "payer_id",
+        "model",
+        "upstream",
+        "currency",
+        "price_version",
+    ),
+)
+
+# The bytes of a batch of events, as they were delivered: compressed, one after the other.
+event_segments = Table(
+    "event_segments",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("log_id", String(64), nullable=False),
+    Column("first_position", BigInteger, nullable=False),
+    Column("settled_at", Moment, nullable=False),
+    Column("event_count", Integer, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("log_id", "first_position"),
 )
 
 usage_events = Table(
     "usage_events",
     metadata,
-    _id(),
-    Column("source", String(128), nullable=False),
+    Column("id", String(64), primary_key=True),
+    Column("source_id", Integer, nullable=False),
     Column("sequence", BigInteger, nullable=False),
-    Column("content_hash", String(64), nullable=False),
-    Column("organisation_id", String(64), nullable=False),
-    Column("department_id", String(64), nullable=False),
-    Column("key_id", String(64), nullable=False),
-    Column("payer_id", String(64), nullable=False),
-    Column("model", String(255), nullable=False),
+    Column("content_hash", LargeBinary, nullable=False),
+    Column("path_id", Integer, nullable=False),
+    Column("segment_id", Integer, nullable=False),
+    Column("place", Integer, nullable=False),
     Column("ended_at", Moment, nullable=False),
-    Column("settled_at", Moment, nullable=False),
-    Column("currency", String(3), nullable=False),
+    Column("billed_at", Moment, nullable=False),
     Column("amount", Picos, nullable=False),
+    Column("charges", Text, nullable=False),
+    Column("draws", Text, nullable=False),
     Column("outcome", String(16), nullable=False),
-    Column("body", Text, nullable=False),
-    UniqueConstraint("source", "sequence"),
+    UniqueConstraint("source_id", "sequence"),
     CheckConstraint("outcome IN ('settled', 'suspended')", name="outcome"),
-    Index("ix_usage_events_department_id_settled_at", "department_id", "settled_at"),
-    Index("ix_usage_events_organisation_id_settled_at", "organisation_id", "settled_at"),
-    Index("ix_usage_events_ended_at", "ended_at"),
+    Index("ix_usage_events_path_id_billed_at", "path_id", "billed_at"),
+    Index(
+        "ix_usage_events_suspended",
+        "path_id",
+        "billed_at",
+        sqlite_where=text("outcome = 'suspended'"),
+        postgresql_where=text("outcome = 'suspended'"),
+    ),
+    sqlite_with_rowid=False,
 )
 
-charge_lines = Table(
-    "charge_lines",
+# What the settled events of an hour add up to, per path, meter and price: kept by the worker in the
+# same transaction as the events, proved against them by `verify`.
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("path_id", Integer, primary_key=True),
+    Column("billed_hour", String(13), primary_key=True),
+    Column("used_hour", String(13), primary_key=True),
+    Column("meter", String(64), primary_key=True),
+    Column("picos_per_unit", Picos, primary_key=True),
+    Column("count", Picos, nullable=False),
+    Column("picos", Picos, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+request_hours = Table(
+    "request_hours",
+    metadata,
+    Column("path_id", Integer, primary_key=True),
+    Column("billed_hour", String(13), primary_key=True),
+    Column("request_count", BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Which grants the settled events of an hour were paid from; `grant_id` may be the credit line.
+funding_hours = Table(
+    "funding_hours",
+    metadata,
+    Column("organisation_id", String(64), primary_key=True),
+    Column("payer_id", String(64), primary_key=True),
+    Column("billed_hour", String(13), primary_key=True),
+    Column("grant_id", String(64), primary_key=True),
+    Column("currency", String(3), primary_key=True),
+    Column("picos", Picos, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Amounts in a tenant's favour (positive) or against it, by command: each is one transaction.
+adjustments = Table(
+    "adjustments",
+    metadata,
+    Column("id", String(128), ForeignKey("ledger_transactions.id"), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("organisation_id", String(64), nullable=False),
+    Column("department_id", String(64), nullable=False),
+    Column("payer_id", String(64), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("amount", Picos, nullable=False),
+    Column("draws", Text, nullable=False),
+    Column("reference", String(128), nullable=False),
+    Column("billed_at", Moment, nullable=False),
+    CheckConstraint("kind IN ('refund', 'correction', 're_rating')", name="kind"),
+    Index("ix_adjustments_organisation_id_billed_at", "organisation_id", "billed_at"),
+    Index("ix_adjustments_reference", "reference"),
+)
+
+# A decision on an event that two computations disagreed on: how it ended.
+suspense_decisions = Table(
+    "suspense_decisions",
     metadata,
     Column("event_id", String(64), ForeignKey("usage_events.id"), primary_key=True),
-    Column("meter", String(64), primary_key=True),
-    Column("count", BigInteger, nullable=False),
-    Column("picos_per_unit", Picos, nullable=False),
-    Column("picos", Picos, nullable=False),
+    Column("amount", Picos, nullable=False),
+    Column("decided_at", Moment, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+re_rating_runs = Table(
+    "re_rating_runs",
+    metadata,
+    _id(),
+    Column("canonical", Text, nullable=False),
+    Column("proposed_at", Moment, nullable=False),
+    Column("proposed_by", String(128), nullable=False),
+    Column("approved_at", Moment),
+    Column("approved_by", String(128)),
+)
+
+re_rated_events = Table(
+    "re_rated_events",
+    metadata,
+    Column("event_id", String(64), primary_key=True),
+    Column("run_id", String(64), ForeignKey("re_rating_runs.id"), primary_key=True),
+    Column("amount_before", Picos, nullable=False),
+    Column("amount_after", Picos, nullable=False),
+)
+
+# The canonical JSON is the invoice; its hash is its id. Credit notes are invoices of their own.
+invoices = Table(
+    "invoices",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("number", String(64), nullable=False, unique=True),
+    Column("kind", String(16), nullable=False),
+    Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
+    Column("period_start", Moment, nullable=False),
+    Column("period_end", Moment, nullable=False),
+    Column("issued_at", Moment, nullable=False),
+    Column("corrects", String(64)),
+    Column("canonical", Text, nullable=False),
+    CheckConstraint("kind IN ('invoice', 'credit_note')", name="kind"),
+    Index("ix_invoices_organisation_id_period_end", "organisation_id", "period_end"),
 )
 
 quarantined_events = Table(
@@ -250,7 +440,13 @@ APPEND_ONLY: Sequence[Table] = (
     price_versions,
     ledger_transactions,
     ledger_postings,
+    grants,
+    ended_holds,
+    event_segments,
     usage_events,
-    charge_lines,
+    adjustments,
+    suspense_decisions,
+    re_rated_events,
+    invoices,
     quarantined_events,
 )

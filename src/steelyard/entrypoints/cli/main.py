@@ -7,8 +7,20 @@ import typer
 from rich.text import Text
 
 from steelyard import __version__
-from steelyard.entrypoints.cli import doctor, funds, prices, reports, services, tenants
+from steelyard.entrypoints.cli import (
+    budgets,
+    doctor,
+    funds,
+    prices,
+    prices_import,
+    re_ratings,
+    refunds,
+    reports,
+    services,
+    tenants,
+)
 from steelyard.entrypoints.cli.output import console, error_console, print_json
+from steelyard.entrypoints.logs import configure_logs
 from steelyard.errors import Refusal, SteelyardError
 
 EXIT_REFUSED = 1
@@ -46,12 +58,25 @@ def root(
     del version
 
 
-for module in (services, tenants, funds, prices, reports, doctor):
+for module in (
+    services,
+    tenants,
+    funds,
+    refunds,
+    budgets,
+    prices,
+    prices_import,
+    re_ratings,
+    reports,
+    doctor,
+):
     module.register(application)
 
 
 def run() -> None:
     """The console script."""
+    # Standard output is for the answer.
+    configure_logs("cli")
     try:
         application()
     except SteelyardError as error:

@@ -8,7 +8,6 @@ from rich.text import Text
 
 from steelyard.billing.statement import Movements, Period, Statement, make_statement
 from steelyard.billing.verification import Check, verify_books
-from steelyard.entrypoints.cli.funds import TenantArgument, find_tenant
 from steelyard.entrypoints.cli.output import (
     JsonFlag,
     console,
@@ -17,12 +16,15 @@ from steelyard.entrypoints.cli.output import (
     show_rows,
     stores_opened,
 )
+from steelyard.entrypoints.cli.places import TenantArgument, find_tenant
 from steelyard.metering.usage_event import decode_event
 from steelyard.money import write_decimal
 from steelyard.storage.reports import RecentEvent
 from steelyard.timestamp import read_timestamp, write_timestamp
 
 EXIT_DIFFERENCES = 2
+# Some kinds of transaction under the names that a statement has for them.
+COMMAND_NAMES = {"top_up": "top_ups", "refund_usage": "refunds", "charge_usage": "corrections"}
 
 
 def register(application: typer.Typer) -> None:
@@ -151,6 +153,7 @@ def _statement(made: Statement) -> dict[str, Any]:
         "lines": [
             {
                 "department": line.department,
+                "project": line.project,
                 "key": line.key,
                 "model": line.model,
                 "meter": line.meter,
@@ -168,7 +171,11 @@ def _statement(made: Statement) -> dict[str, Any]:
 def _movements(movements: Movements) -> dict[str, str]:
     return {
         "opening": write_decimal(movements.opening.picos),
-        "top_ups": write_decimal(movements.top_ups.picos),
+        "top_ups": "0",
+        **{
+            COMMAND_NAMES.get(kind, kind): write_decimal(money.picos)
+            for kind, money in movements.commands.items()
+        },
         "charges": write_decimal(movements.charges.picos),
         "suspended": write_decimal(movements.suspended.picos),
         "closing": write_decimal(movements.closing.picos),
@@ -181,7 +188,7 @@ def _print_statement(made: Statement) -> None:
     console.print(
         Text(f"  {document['from']} to {document['to']}, {made.requests} requests", "dim")
     )
-    columns = ["department", "key", "model", "meter", "count", "price", "amount"]
+    columns = ["department", "project", "key", "model", "meter", "count", "price", "amount"]
     if made.lines:
         console.print(make_table(document["lines"], columns, right=("count", "price", "amount")))
     console.print(Text(f"  total      {document['total']} {made.currency}", style="bold"))

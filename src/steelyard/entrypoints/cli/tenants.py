@@ -1,42 +1,89 @@
-"""`steelyard org | department | key`: who may call, and who pays."""
+"""`steelyard org | department | project | key`: who may call, and who pays."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from steelyard.access.store import AccessStore
-from steelyard.access.tenant import Department, Organisation, PaysFrom
-from steelyard.access.virtual_key import VirtualKey, hash_secret, hint_of, make_secret
+from steelyard.access.key_move import moved_key
+from steelyard.access.tenant import (
+    Department,
+    Organisation,
+    PaysFrom,
+    Project,
+    read_tax,
+    read_time_zone,
+    write_tax,
+)
+from steelyard.access.virtual_key import (
+    VirtualKey,
+    hash_secret,
+    hint_of,
+    make_secret,
+)
 from steelyard.entrypoints.cli.output import JsonFlag, show, show_rows, stores_opened
+from steelyard.entrypoints.cli.places import find_key_place, find_project_of
 from steelyard.ids import new_id, read_name
 from steelyard.money import read_currency
 from steelyard.timestamp import write_timestamp
 
 organisations = typer.Typer(no_args_is_help=True, help="Organisations: who pays.")
 departments = typer.Typer(no_args_is_help=True, help="Departments: whose use it is.")
+projects = typer.Typer(no_args_is_help=True, help="Projects: parts of a department's work.")
 keys = typer.Typer(no_args_is_help=True, help="Virtual keys: what callers send.")
+
+TimeZoneOption = Annotated[
+    str | None, typer.Option(help="Whose days and months count, as Asia/Shanghai; default: UTC.")
+]
+TaxOption = Annotated[str | None, typer.Option(help="Per cent that invoices add, as 19 or 7.7.")]
+PlanOption = Annotated[str | None, typer.Option(help="The plan whose prices it pays.")]
+KeyArgument = Annotated[str, typer.Argument(help="The key's id, or organisation/department/key.")]
 
 
 def register(application: typer.Typer) -> None:
     application.add_typer(organisations, name="org")
     application.add_typer(departments, name="department")
+    application.add_typer(projects, name="project")
     application.add_typer(keys, name="key")
 
 
-@organisations.command("create", epilog="Example: `steelyard org create acme --currency EUR`")
+@organisations.command(
+    "create", epilog="Example: `steelyard org create acme --currency EUR --tax 19`"
+)
 def create_organisation(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits and dashes.")],
     currency: Annotated[str, typer.Option(help="What it pays in, as in ISO 4217.")] = "USD",
+    time_zone: TimeZoneOption = None,
+    tax: TaxOption = None,
+    plan: PlanOption = None,
     json: JsonFlag = False,
 ) -> None:
     """Create an organisation."""
     with stores_opened() as stores:
-        organisation = Organisation(
-            new_id(), read_name(name), read_currency(currency), stores.clock.now()
-        )
+        blank = Organisation(new_id(), read_name(name), read_currency(currency), stores.clock.now())
+        organisation = _with_settings(blank, time_zone=time_zone, tax=tax, plan=plan)
         stores.access.insert_organisation(organisation)
     show(_organisation(organisation), as_json=json, title="organisation created")
+
+
+@organisations.command("set", epilog="Example: `steelyard org set acme --time-zone Asia/Shanghai`")
+def set_organisation(
+    name: Annotated[str, typer.Argument(help="The organisation.")],
+    time_zone: TimeZoneOption = None,
+    tax: TaxOption = None,
+    plan: PlanOption = None,
+    no_plan: Annotated[bool, typer.Option("--no-plan", help="Back to the list prices.")] = False,
+    json: JsonFlag = False,
+) -> None:
+    """Change an organisation's settings; those that are not named stay."""
+    with stores_opened() as stores:
+        found = stores.access.find_organisation(name)
+        changed = _with_settings(found, time_zone=time_zone, tax=tax, plan=plan)
+        if no_plan:
+            changed = replace(changed, plan=None)
+        stores.access.update_organisation(changed)
+    show(_organisation(changed), as_json=json, title="organisation changed")
 
 
 @organisations.command("list", epilog="Example: `steelyard org list --json`")
@@ -44,7 +91,7 @@ def list_organisations(json: JsonFlag = False) -> None:
     """List the organisations."""
     with stores_opened() as stores:
         rows = [_organisation(organisation) for organisation in stores.access.organisations()]
-    columns = ["organisation", "currency", "created_at"]
+    columns = ["organisation", "currency", "time_zone", "tax", "plan", "created_at"]
     show_rows(rows, columns, as_json=json, empty="no organisation yet: steelyard org create NAME")
 
 
@@ -86,12 +133,38 @@ def list_departments(json: JsonFlag = False) -> None:
     )
 
 
+@projects.command("create", epilog="Example: `steelyard project create acme/research/vision`")
+def create_project(
+    path: Annotated[str, typer.Argument(help="organisation/department/project")],
+    json: JsonFlag = False,
+) -> None:
+    """Create a project in a department; its keys can have budgets together."""
+    department_path, _, name = path.rpartition("/")
+    with stores_opened() as stores:
+        department = stores.access.find_department(department_path)
+        project = Project(new_id(), department, read_name(name), stores.clock.now())
+        stores.access.insert_project(project)
+    show(_project(project), as_json=json, title="project created")
+
+
+@projects.command("list", epilog="Example: `steelyard project list`")
+def list_projects(json: JsonFlag = False) -> None:
+    """List the projects of all departments."""
+    with stores_opened() as stores:
+        rows = [_project(project) for project in stores.access.projects()]
+    empty = "no project yet: steelyard project create ORG/DEPARTMENT/NAME"
+    show_rows(rows, ["project", "created_at", "id"], as_json=json, empty=empty)
+
+
 @keys.command(
     "create", epilog="Example: `steelyard key create acme/research laptop --requests-per-minute 60`"
 )
 def create_key(
-    department: Annotated[str, typer.Argument(help="organisation/department")],
+    place: Annotated[
+        str, typer.Argument(help="organisation/department, or organisation/department/project")
+    ],
     name: Annotated[str, typer.Argument(help="What the key is for.")],
+    project: Annotated[str | None, typer.Option(help="The project that it belongs to.")] = None,
     requests_per_minute: Annotated[
         int | None, typer.Option(min=0, help="Most requests in any 60 seconds.")
     ] = None,
@@ -103,15 +176,19 @@ def create_key(
     """Create a virtual key. Its secret is shown once, now, and is kept nowhere."""
     secret = make_secret()
     with stores_opened() as stores:
+        department, named = find_key_place(stores.access, place)
+        if project is not None:
+            named = find_project_of(stores.access, department, project)
         key = VirtualKey(
             id=new_id(),
             name=read_name(name),
-            department=stores.access.find_department(department),
+            department=department,
             hint=hint_of(secret),
             requests_per_minute=requests_per_minute,
             input_tokens_max=input_tokens_max,
             created_at=stores.clock.now(),
             revoked_at=None,
+            project=named,
         )
         stores.access.insert_key(key, secret_hash=hash_secret(secret, pepper=stores.pepper))
     title = "key created; this is the only time that its secret is shown"
@@ -123,26 +200,50 @@ def list_keys(json: JsonFlag = False) -> None:
     """List the keys, without their secrets."""
     with stores_opened() as stores:
         rows = [_key(key) for key, _ in stores.access.all_keys()]
-    columns = ["id", "department", "key", "hint", "created_at", "revoked_at"]
+    columns = ["id", "department", "project", "key", "hint", "created_at", "revoked_at"]
     show_rows(
         rows, columns, as_json=json, empty="no key yet: steelyard key create ORG/DEPARTMENT NAME"
     )
 
 
+@keys.command("move", epilog="Example: `steelyard key move acme/research/laptop --to acme/sales`")
+def move_key(
+    key: KeyArgument,
+    to: Annotated[
+        str, typer.Option(help="organisation/department, or organisation/department/project")
+    ],
+    json: JsonFlag = False,
+) -> None:
+    """Move a key within its organisation; requests that run already stay where they began."""
+    with stores_opened() as stores:
+        department, project = find_key_place(stores.access, to)
+        moved = moved_key(stores.access.find_key(key), department=department, project=project)
+        stores.access.move_key(moved)
+    show(_key(moved), as_json=json, title="key moved")
+
+
 @keys.command("revoke", epilog="Example: `steelyard key revoke acme/research/laptop`")
 def revoke_key(
-    key: Annotated[str, typer.Argument(help="The key's id, or organisation/department/key.")],
+    key: KeyArgument,
     json: JsonFlag = False,
 ) -> None:
     """Revoke a key; within a second no gateway takes it any more."""
     with stores_opened() as stores:
-        revoked = stores.access.revoke_key(_key_id(stores.access, key), at=stores.clock.now())
+        found = stores.access.find_key(key)
+        revoked = stores.access.revoke_key(found.id, at=stores.clock.now())
     show(_key(revoked), as_json=json, title="key revoked")
 
 
-def _key_id(access: AccessStore, wanted: str) -> str:
-    paths = {f"{key.department.path}/{key.name}": key.id for key, _ in access.all_keys()}
-    return paths.get(wanted, wanted)
+def _with_settings(
+    organisation: Organisation, *, time_zone: str | None, tax: str | None, plan: str | None
+) -> Organisation:
+    """The organisation with those settings that were named."""
+    return replace(
+        organisation,
+        time_zone=organisation.time_zone if time_zone is None else read_time_zone(time_zone),
+        tax_ppm=organisation.tax_ppm if tax is None else read_tax(tax),
+        plan=organisation.plan if plan is None else read_name(plan),
+    )
 
 
 def _read_pays_from(text: str) -> PaysFrom:
@@ -156,6 +257,9 @@ def _organisation(organisation: Organisation) -> dict[str, Any]:
         "organisation": organisation.name,
         "id": organisation.id,
         "currency": organisation.currency,
+        "time_zone": organisation.time_zone,
+        "tax": f"{write_tax(organisation.tax_ppm)} %",
+        "plan": organisation.plan,
         "created_at": write_timestamp(organisation.created_at),
     }
 
@@ -170,11 +274,20 @@ def _department(department: Department) -> dict[str, Any]:
     }
 
 
+def _project(project: Project) -> dict[str, Any]:
+    return {
+        "project": project.path,
+        "id": project.id,
+        "created_at": write_timestamp(project.created_at),
+    }
+
+
 def _key(key: VirtualKey) -> dict[str, Any]:
     return {
         "key": key.name,
         "id": key.id,
         "department": key.department.path,
+        "project": key.project.name if key.project else None,
         "hint": key.hint,
         "requests_per_minute": key.requests_per_minute,
         "input_tokens_max": key.input_tokens_max,

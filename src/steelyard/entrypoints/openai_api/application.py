@@ -107,7 +107,7 @@ class GatewayApplication:
     async def _models(self, client: AsgiClient) -> None:
         parts = self._running_parts()
         key = await parts.keys.find(client.headers.get("authorization"))
-        currency = key.department.organisation.currency
+        organisation = key.department.organisation
         prices = parts.gateway.admission.prices
         listed: list[dict[str, Any]] = []
         for model in parts.catalog.models():
@@ -120,7 +120,7 @@ class GatewayApplication:
                 "tokenizer_sha256": model.tokenizer.sha256,
             }
             try:
-                entry["pricing"] = prices.pin(model.id, currency=currency).as_document()
+                entry["pricing"] = prices.pin(model.id, organisation=organisation).as_document()
             except Refusal as refusal:
                 entry["pricing"] = None
                 entry["pricing_missing"] = str(refusal)

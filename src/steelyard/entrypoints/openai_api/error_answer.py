@@ -13,6 +13,7 @@ from steelyard.gateway.refusals import (
     InvalidRequest,
     ModelNotFound,
     NotEnoughMoney,
+    OverBudget,
     PromptTooLong,
 )
 from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
@@ -50,6 +51,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     KeyUnknown: 401,
     KeyRevoked: 401,
     NotEnoughMoney: 402,
+    OverBudget: 402,
     ModelNotFound: 404,
     EndpointNotFound: 404,
     MethodNotAllowed: 405,

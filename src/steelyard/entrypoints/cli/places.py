@@ -1,0 +1,50 @@
+"""How the places of the tree are named on the command line, and found in the books."""
+
+from typing import Annotated
+
+import typer
+
+from steelyard.access.store import AccessStore, ProjectNotFound
+from steelyard.access.tenant import Department, Organisation, Project
+from steelyard.access.virtual_key import VirtualKey
+
+TenantArgument = Annotated[str, typer.Argument(help="organisation, or organisation/department")]
+PlaceArgument = Annotated[
+    str, typer.Argument(help="organisation, /department, and /project or (with --key) /key")
+]
+Tenant = Organisation | Department
+Place = Organisation | Department | Project | VirtualKey
+
+
+def find_tenant(access: AccessStore, name: str) -> Tenant:
+    """The organisation or department of this name; raises TenantNotFound."""
+    return access.find_department(name) if "/" in name else access.find_organisation(name)
+
+
+def find_place(access: AccessStore, name: str, *, is_key: bool) -> Place:
+    """Any place of the tree; raises TenantNotFound, ProjectNotFound or KeyNotFound."""
+    if is_key:
+        return access.find_key(name)
+    return access.find_project(name) if name.count("/") > 1 else find_tenant(access, name)
+
+
+def find_key_place(access: AccessStore, name: str) -> tuple[Department, Project | None]:
+    """Where a key belongs: a department, or a project of one."""
+    if name.count("/") < 2:
+        return access.find_department(name), None
+    project = access.find_project(name)
+    return project.department, project
+
+
+def find_project_of(access: AccessStore, department: Department, name: str) -> Project:
+    """A project by its own name, or by its whole path; raises ProjectNotFound."""
+    project = access.find_project(name if "/" in name else f"{department.path}/{name}")
+    if project.department.id != department.id:
+        raise ProjectNotFound(f"{project.path} is no project of {department.path}")
+    return project
+
+
+def organisation_of(place: Place) -> Organisation:
+    if isinstance(place, Organisation):
+        return place
+    return (place if isinstance(place, Department) else place.department).organisation
