@@ -52,7 +52,7 @@ imports:
 	@$(BIN)/lint-imports > $(VENV)/imports.log || (cat $(VENV)/imports.log; exit 1)
 
 unit:
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -m "not slow" -n 2
 
 fix: $(READY) ## format, and mend what can be mended by itself
 	@$(BIN)/ruff check --fix --quiet . || true

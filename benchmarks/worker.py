@@ -169,8 +169,8 @@ def _measure_stages(bench: Bench) -> None:
 def _rows_only(bench: Bench, count: int) -> float:
     """The database alone: finished event rows of the same shape, in batches of the same size."""
     table = schema.usage_events.to_metadata(MetaData(), name="bench_rows")
-    for index in table.indexes:
-        index.name = quoted_name(f"bench_{index.name}", quote=False)
+    for named in (*table.indexes, *table.constraints):
+        named.name = quoted_name(f"bench_{named.name}", quote=False)
     insert = BulkInsert(table)
     moment = write_timestamp(MONTH)
     charges = '[["input.text",100,2000000],["output.text",30,10000000]]'
