@@ -12,7 +12,7 @@ from steelyard.billing.commands import Booked
 from steelyard.billing.credit_line import set_credit_limit
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.hold_desk import HoldDesk
-from steelyard.billing.hourly_sums import UsageSums, write_charges
+from steelyard.billing.hourly_sums import HOUR_CHARACTERS, UsageSums, write_charges
 from steelyard.billing.ledger_checks import (
     PostingSums,
     check_balances,
@@ -162,7 +162,8 @@ class FundWorld:
         events: list[PreparedEvent] = []
         for place, end in enumerate(used):
             lines = [("input.text", end.tokens, end.picos // max(1, end.tokens))]
-            usage.add(0, lines, ended_at=ended_at)
+            sheet = tuple((meter, picos_per_unit) for meter, _, picos_per_unit in lines)
+            usage.add(0, sheet, [end.tokens], hour=ended_at[:HOUR_CHARACTERS])
             events.append(
                 PreparedEvent(
                     id=end.hold.id,

@@ -16,6 +16,7 @@ from operator import add, itemgetter, mul
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from steelyard.billing.formula_evaluation import evaluate_formula, formula_meters
+from steelyard.billing.hourly_sums import Line, Sheet
 from steelyard.time_zone import load_time_zone
 
 PICO_DIGITS = 12
@@ -26,7 +27,6 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DERIVED_SUFFIX = ".equivalent_tokens"
 NO_WINDOW = -1
 
-Line = tuple[str, int, int]
 Document = Mapping[str, Any]
 _Key = TypeVar("_Key", bound=int | tuple[int, ...])
 
@@ -47,11 +47,26 @@ class RateableEvent(Protocol):
 
 
 class Rated(NamedTuple):
-    """What an event costs: lines of meter, count and picos per unit; or why it cannot be said."""
+    """What an event costs, or why it cannot be said.
 
-    lines: tuple[Line, ...]
+    `sheet` has the meter and the picos per unit of each charge line, and is one and the same for
+    many events; `counts` has a count for each of them.
+    """
+
+    sheet: Sheet
+    counts: tuple[int, ...]
     picos: int
     complaint: str | None
+
+    @property
+    def lines(self) -> list[Line]:
+        """Meter, count and picos per unit."""
+        rows = zip(self.sheet, self.counts, strict=True)
+        return [(meter, count, picos_per_unit) for (meter, picos_per_unit), count in rows]
+
+
+def _complained(complaint: str) -> Rated:
+    return Rated((), (), 0, complaint)
 
 
 class _NotRateable(Exception):
@@ -100,17 +115,17 @@ class BatchRating:
 
     def rate(self, events: Sequence[RateableEvent]) -> list[Rated]:
         """Price every event, in the order given; of one that cannot be priced it says why."""
-        rated = [Rated((), 0, "the event was left out of its batch")] * len(events)
+        rated = [_complained("the event was left out of its batch")] * len(events)
         for (version, model, currency, *meters), places in _group(events).items():
             try:
-                sheet = _Sheet(self._entry(version, model, currency), meters)
+                prices = _Prices(self._entry(version, model, currency), meters)
             except _NotRateable as complaint:
                 for place in places:
-                    rated[place] = Rated((), 0, str(complaint))
+                    rated[place] = _complained(str(complaint))
                 continue
-            whole = _read_block(sheet, events, places, rated)
-            for block, units in sheet.by_unit_price(whole, events):
-                for place, row in zip(block.places, sheet.rate(block, units), strict=True):
+            whole = _read_block(prices, events, places, rated)
+            for block, units in prices.by_unit_price(whole, events):
+                for place, row in zip(block.places, prices.rate(block, units), strict=True):
                     rated[place] = row
         return rated
 
@@ -126,7 +141,7 @@ class BatchRating:
         return entry
 
 
-class _Sheet:
+class _Prices:
     """The prices of one model, laid out for events that have the same meters."""
 
     def __init__(self, entry: Document, meters: Sequence[str]) -> None:
@@ -191,17 +206,14 @@ class _Sheet:
         for meter, formula in sorted(self._formulas.items()):
             counted.append((meter, self._equivalents(formula, block), units[meter]))
         totals = block.sum(list(map(mul, column, repeat(unit))) for _, column, unit in counted)
-        lines = [zip(repeat(meter), column, repeat(unit)) for meter, column, unit in counted]
-        if self._minimum:
+        sheet = tuple((meter, unit) for meter, _, unit in counted)
+        columns = [column for _, column, _ in counted]
+        rows = zip(*columns, strict=True) if columns else repeat((), len(totals))
+        if self._minimum or any(0 in column for column in columns):
             gaps = self._gaps(block, totals)
-            lines.append(zip(repeat("minimum"), map(bool, gaps), gaps, strict=False))
             totals = list(map(add, totals, gaps))
-        rows: Iterable[tuple[Line, ...]] = (
-            zip(*lines, strict=True) if lines else repeat((), len(totals))
-        )
-        if self._minimum or any(0 in column for _, column, _ in counted):
-            rows = [tuple((m, int(n), p) for m, n, p in row if n) for row in rows]
-        return map(Rated._make, zip(rows, totals, repeat(None), strict=False))
+            return map(_rated_without_zeros, repeat(sheet), rows, gaps, totals)
+        return map(Rated, repeat(sheet), rows, totals, repeat(None))
 
     def _equivalents(self, formula: str, block: _Block) -> Sequence[int]:
         """What the formula gives for each event; nothing for an event that used nothing."""
@@ -216,11 +228,21 @@ class _Sheet:
 
     def _gaps(self, block: _Block, totals: Sequence[int]) -> Sequence[int]:
         """How much each event that used anything falls short of the minimum."""
+        if not self._minimum:
+            return [0] * len(totals)
         used = block.sum(block.columns)
         return [
             max(0, self._minimum - total) if count else 0
             for count, total in zip(used, totals, strict=True)
         ]
+
+
+def _rated_without_zeros(sheet: Sheet, counts: Sequence[int], gap: int, picos: int) -> Rated:
+    """Only lines that count something, and one for what is missing to the minimum."""
+    lines = [(entry, count) for entry, count in zip(sheet, counts, strict=True) if count]
+    if gap:
+        lines.append((("minimum", gap), 1))
+    return Rated(tuple(e for e, _ in lines), tuple(n for _, n in lines), picos, None)
 
 
 def _group(events: Sequence[RateableEvent]) -> dict[tuple[str, ...], list[int]]:
@@ -232,12 +254,12 @@ def _group(events: Sequence[RateableEvent]) -> dict[tuple[str, ...], list[int]]:
 
 
 def _read_block(
-    sheet: _Sheet, events: Sequence[RateableEvent], places: Sequence[int], rated: list[Rated]
+    prices: _Prices, events: Sequence[RateableEvent], places: Sequence[int], rated: list[Rated]
 ) -> _Block:
     """The counts of the events without a fault of their own; the others get their complaint."""
     columns = _columns(events, places)
-    if sheet.has_windows or not all(map(_are_whole, columns)):
-        places = [place for place in places if not _complain(sheet, events[place], place, rated)]
+    if prices.has_windows or not all(map(_are_whole, columns)):
+        places = [place for place in places if not _complain(prices, events[place], place, rated)]
         columns = _columns(events, places)
     return _Block(places, [list(map(int, column)) for column in columns])
 
@@ -246,13 +268,14 @@ def _columns(events: Sequence[RateableEvent], places: Sequence[int]) -> list[tup
     return list(zip(*[events[place].meters.values() for place in places], strict=True))
 
 
-def _complain(sheet: _Sheet, event: RateableEvent, place: int, rated: list[Rated]) -> bool:
+def _complain(prices: _Prices, event: RateableEvent, place: int, rated: list[Rated]) -> bool:
     complaint = None
     if not _are_whole(list(event.meters.values())):
         complaint = f"counts are not whole numbers: {dict(event.meters)}"
-    elif sheet.has_windows and not _is_moment(event.admitted_at):
+    elif prices.has_windows and not _is_moment(event.admitted_at):
         complaint = f"{event.admitted_at!r} is no moment with its offset"
-    rated[place] = Rated((), 0, complaint)
+    if complaint is not None:
+        rated[place] = _complained(complaint)
     return complaint is not None
 
 

@@ -7,21 +7,22 @@ run in a process of its own while the batch before it is posted.
 import hashlib
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import date
 from typing import NamedTuple
 
 import msgspec
 
 from steelyard.billing.batch_rating import BatchRating, Rated
 from steelyard.billing.event_content import EventMalformed, check_content
-from steelyard.billing.hourly_sums import UsageSums, write_charges
+from steelyard.billing.hourly_sums import HOUR_CHARACTERS, ChargeWriter, UsageSums, sum_usage
 from steelyard.eventlog.log import LogRecord
 from steelyard.metering.event_segment import pack_bodies
 from steelyard.metering.usage import METERS
 from steelyard.metering.usage_event import decode_event
 from steelyard.money import PICO_DIGITS
 
-_TIMESTAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
+_TIMESTAMP = r"\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d\.\d{6}Z"
+DATE_CHARACTERS = 10
 _DECIMAL = r"(?:0|[1-9]\d{0,17})(?:\.\d{1,12})?"
 _COUNT = r"[1-9]\d{0,17}"
 
@@ -127,13 +128,16 @@ def prepare_batch(
         decoded, malformed = _sift(records)
     rated = rating.rate([event.data for _, event in decoded])
     paths, path_of = _number_paths([event.data for _, event in decoded])
-    usage = UsageSums()
-    events: list[PreparedEvent] = []
-    for (index, event), path, found in zip(decoded, path_of, rated, strict=True):
-        prepared = _prepare(index, event, found, path=path, body=records[index].body)
-        events.append(prepared)
-        if prepared.complaint is None:
-            usage.add(path, found.lines, ended_at=event.data.ended_at)
+    charges = ChargeWriter()
+    events = [
+        _prepare(index, event, found, path=path, body=records[index].body, charges=charges)
+        for (index, event), path, found in zip(decoded, path_of, rated, strict=True)
+    ]
+    usage = sum_usage(
+        ((event.path, event.ended_at[:HOUR_CHARACTERS], found.sheet), found.counts)
+        for event, found in zip(events, rated, strict=True)
+        if event.complaint is None
+    )
     return PreparedBatch(
         log_id=log_id,
         first_position=records[0].position,
@@ -204,8 +208,8 @@ def _each_is(pattern: str, texts: Sequence[str]) -> bool:
 
 def _are_in_the_calendar(moments: Sequence[str]) -> bool:
     try:
-        for moment in moments:
-            datetime.fromisoformat(moment)
+        for day in {moment[:DATE_CHARACTERS] for moment in moments}:
+            date.fromisoformat(day)
     except ValueError:
         return False
     return True
@@ -234,9 +238,10 @@ def _number_paths(records: Sequence[_Record]) -> tuple[list[UsagePath], list[int
     return [UsagePath(*path) for path in numbers], path_of
 
 
-def _prepare(index: int, event: _Event, rated: Rated, *, path: int, body: bytes) -> PreparedEvent:
+def _prepare(
+    index: int, event: _Event, rated: Rated, *, path: int, body: bytes, charges: ChargeWriter
+) -> PreparedEvent:
     record = event.data
-    lines = rated.lines
     complaint = rated.complaint
     if complaint is None and rated.picos != _picos(record.amount):
         complaint = f"we rate {rated.picos} picos, the gateway {record.amount}"
@@ -249,7 +254,7 @@ def _prepare(index: int, event: _Event, rated: Rated, *, path: int, body: bytes)
         path,
         record.ended_at,
         rated.picos,
-        write_charges(lines),
+        charges.write(rated.sheet, rated.counts),
         complaint,
         index,
     )

@@ -217,7 +217,13 @@ class _Posting:
         usage = UsageSums()
         for event, billed_at, *_ in settled:
             lines = read_charges(event.charges)
-            usage.add(event.path, lines, ended_at=event.ended_at, billed_at=billed_at)
+            usage.add(
+                event.path,
+                tuple((meter, picos_per_unit) for meter, _, picos_per_unit in lines),
+                [count for _, count, _ in lines],
+                hour=event.ended_at[:HOUR_CHARACTERS],
+                billed_hour=billed_at[:HOUR_CHARACTERS],
+            )
         return usage
 
     def _funding_sums(self) -> FundingSums:

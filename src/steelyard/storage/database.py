@@ -115,6 +115,8 @@ def _prepare_sqlite(engine: Engine) -> None:
             "foreign_keys = ON",
             f"busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}",
             "cache_size = -65536",
+            # In pages. A large batch fills a few thousand: it should not pay for a checkpoint itself.
+            "wal_autocheckpoint = 16384",
         ):
             connection.execute(f"PRAGMA {pragma}")
 
