@@ -37,7 +37,8 @@ test: $(READY) ## every test, with coverage
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --sort=cover | tail -n 25
 
-check: $(READY) format lint types imports unit ## the inner loop: under two minutes
+check: $(READY) format lint imports ## the inner loop: under two minutes
+	@$(MAKE) --no-print-directory -j2 types unit
 
 format:
 	@$(BIN)/ruff format --check --quiet . || (echo "run: make fix"; exit 1)

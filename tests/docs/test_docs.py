@@ -141,13 +141,13 @@ def test_every_relative_link_leads_somewhere() -> None:
     assert broken == []
 
 
-def test_every_decision_is_in_the_index() -> None:
+def test_every_decision_is_in_the_index_under_a_number_of_its_own() -> None:
     index = (DOCS / "adr" / "README.md").read_text()
 
     records = [path.name for path in sorted((DOCS / "adr").glob("0*.md"))]
 
     assert [name for name in records if f"({name})" not in index] == []
-    assert [name[:4] for name in records] == [f"{i:04}" for i in range(1, len(records) + 1)]
+    assert len({name[:4] for name in records}) == len(records)
 
 
 def _variable(field: str) -> str:
