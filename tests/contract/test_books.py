@@ -7,20 +7,17 @@ import pytest
 from sqlalchemy import Table
 from sqlalchemy.exc import DBAPIError
 
-from steelyard.billing.batch_rating import BatchRating
-from steelyard.billing.books import BooksUnit, PositionMoved
-from steelyard.billing.event_preparation import prepare_batch
+from steelyard.billing.books import PositionMoved
 from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.billing.hold_desk import HoldDesk
-from steelyard.billing.settlement import settle_batch
 from steelyard.eventlog.log import LogRecord
-from steelyard.eventlog.outbox import OutboxReader, find_outboxes
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
-from steelyard.metering.usage_event import UsageEvent, decode_event, encode_event
+from steelyard.metering.usage_event import decode_event, encode_event
 from steelyard.money import Money, read_decimal
 from steelyard.storage import schema
+from tests.deliveries import deliver, records_of, settle_records, stands_on, with_changes
 from tests.world import INPUT_PRICE, OUTPUT_PRICE, USD, World
 
 
@@ -42,7 +39,7 @@ def test_events_that_are_delivered_again_change_nothing(world: World) -> None:
     world.settle()
     before = world.balance()
 
-    counts = _deliver(world, _records(world), log_id="another-log")
+    counts = deliver(world, records_of(world), log_id="another-log")
 
     assert counts["repeated"] == 1
     assert world.balance() == before
@@ -54,10 +51,10 @@ def test_an_event_with_the_same_id_and_other_content_is_quarantined(world: World
     world.chat()
     world.settle()
     before = world.balance()
-    event = decode_event(_records(world)[0].body)
-    forged = encode_event(_with(event, amount="0"))
+    event = decode_event(records_of(world)[0].body)
+    forged = encode_event(with_changes(event, amount="0"))
 
-    counts = _deliver(world, [LogRecord(1, forged)], log_id="another-log")
+    counts = deliver(world, [LogRecord(1, forged)], log_id="another-log")
 
     assert counts["quarantined"] == 1
     assert world.balance() == before
@@ -67,9 +64,9 @@ def test_an_event_with_the_same_id_and_other_content_is_quarantined(world: World
 def test_what_is_no_event_is_quarantined_and_stops_nobody(world: World) -> None:
     world.organisation(dollars="1")
     world.chat()
-    good = _records(world)[0]
+    good = records_of(world)[0]
 
-    counts = _deliver(
+    counts = deliver(
         world, [LogRecord(1, b"garbage"), LogRecord(2, good.body)], log_id="another-log"
     )
 
@@ -79,27 +76,27 @@ def test_what_is_no_event_is_quarantined_and_stops_nobody(world: World) -> None:
 def test_an_amount_that_the_worker_does_not_agree_with_waits_in_suspense(world: World) -> None:
     world.organisation(dollars="1")
     world.chat()
-    event = decode_event(_records(world)[0].body)
+    event = decode_event(records_of(world)[0].body)
     held = read_decimal(event.data.held)
-    wrong = encode_event(_with(event, amount="0.5"))
+    wrong = encode_event(with_changes(event, amount="0.5"))
 
-    counts = _deliver(world, [LogRecord(1, wrong)], log_id="another-log")
+    counts = deliver(world, [LogRecord(1, wrong)], log_id="another-log")
 
     assert counts["suspended"] == 1
     assert world.balance().total == Money(10**12 - held, USD)
-    assert _stands_on(world, "suspense:USD") == held
-    assert _stands_on(world, "revenue:USD") == 0
+    assert stands_on(world, "suspense:USD") == held
+    assert stands_on(world, "revenue:USD") == 0
 
 
 def test_a_worker_that_was_overtaken_cannot_post(world: World) -> None:
     world.organisation(dollars="1")
     world.chat()
-    records = _records(world)
-    _deliver(world, records, log_id="shared-log")
+    records = records_of(world)
+    deliver(world, records, log_id="shared-log")
     before = world.balance()
 
     with pytest.raises(PositionMoved):
-        _deliver(world, records, log_id="shared-log")
+        deliver(world, records, log_id="shared-log")
 
     assert world.balance() == before
     assert world.differences() == []
@@ -111,7 +108,7 @@ def test_a_crash_inside_a_batch_leaves_nothing_of_it(world: World) -> None:
     before = world.balance()
 
     with pytest.raises(KeyboardInterrupt), world.stores.books.write() as unit:
-        _settle(world, _records(world), unit, log_id="another-log")
+        settle_records(world, records_of(world), unit, log_id="another-log")
         raise KeyboardInterrupt
 
     assert world.balance() == before
@@ -154,7 +151,7 @@ def test_what_was_written_once_cannot_be_changed(table: str, world: World) -> No
     world.organisation(dollars="1")
     world.chat()
     world.settle()
-    _deliver(world, [LogRecord(1, b"garbage")], log_id="another-log")
+    deliver(world, [LogRecord(1, b"garbage")], log_id="another-log")
     _fill(world, schema.metadata.tables[table])
     column = schema.metadata.tables[table].primary_key.columns.values()[0].name
 
@@ -176,35 +173,6 @@ def test_the_database_itself_refuses_a_negative_balance(world: World) -> None:
         connection.exec_driver_sql("UPDATE ledger_accounts SET balance = -1 WHERE kind = 'prepaid'")
 
     assert world.balance().available.picos == 10**12
-
-
-def _records(world: World) -> list[LogRecord]:
-    reader = OutboxReader(find_outboxes(world.settings.outbox_dir)[0])
-    records = reader.read_after(0, limit=100)
-    reader.close()
-    return records
-
-
-def _deliver(world: World, records: list[LogRecord], *, log_id: str) -> dict[str, int]:
-    with world.stores.books.write() as unit:
-        return _settle(world, records, unit, log_id=log_id)
-
-
-def _settle(
-    world: World, records: list[LogRecord], unit: BooksUnit, *, log_id: str
-) -> dict[str, int]:
-    rating = BatchRating(world.stores.audit.price_documents())
-    batch = prepare_batch(records, log_id=log_id, rating=rating)
-    return settle_batch(batch, unit, at=world.clock.now())
-
-
-def _with(event: UsageEvent, **changes: object) -> UsageEvent:
-    return msgspec.structs.replace(event, data=msgspec.structs.replace(event.data, **changes))
-
-
-def _stands_on(world: World, account_id: str) -> int:
-    with world.stores.audit.snapshot() as snapshot:
-        return snapshot.balances().get(account_id, 0)
 
 
 def _fill(world: World, table: Table) -> None:
@@ -243,9 +211,11 @@ def test_an_event_with_a_field_that_cannot_be_is_quarantined(
 ) -> None:
     world.organisation(dollars="1")
     world.chat()
-    event = decode_event(_records(world)[0].body)
+    event = decode_event(records_of(world)[0].body)
 
-    counts = _deliver(world, [LogRecord(1, encode_event(_with(event, **changes)))], log_id="other")
+    counts = deliver(
+        world, [LogRecord(1, encode_event(with_changes(event, **changes)))], log_id="other"
+    )
 
     assert counts["quarantined"] == 1
     assert world.events() == []
@@ -255,10 +225,10 @@ def test_two_events_in_one_place_of_a_source_are_not_both_booked(world: World) -
     world.organisation(dollars="1")
     world.chat()
     world.chat()
-    first, second = (record.body for record in _records(world))
+    first, second = (record.body for record in records_of(world))
     usurper = msgspec.structs.replace(decode_event(second), sequence="1")
 
-    counts = _deliver(
+    counts = deliver(
         world, [LogRecord(1, first), LogRecord(2, encode_event(usurper))], log_id="other"
     )
 

@@ -7,7 +7,9 @@ from typing import Literal, NamedTuple, Protocol
 
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.hourly_sums import UsageSums
+from steelyard.billing.quarantine import QuarantineUnit
 from steelyard.billing.re_rating import ReRatingUnit
+from steelyard.billing.suspense import SuspenseUnit
 from steelyard.errors import Failure
 from steelyard.ledger.hold import Hold
 
@@ -38,13 +40,14 @@ class BookedEvent(NamedTuple):
     """An event as it goes into the books.
 
     `picos` is what it costs; of a suspended one it is what was held. `spent` says which grants that
-    came from, in the order of burning, as text.
+    came from, in the order of burning, and `budget_draws` what its hold had reserved, as text.
     """
 
     event: PreparedEvent
     billed_at: str
     picos: int
     spent: str
+    budget_draws: str
     outcome: EventOutcome
 
 
@@ -57,7 +60,7 @@ class QuarantinedEvent(NamedTuple):
     body: bytes
 
 
-class BooksUnit(ReRatingUnit, Protocol):
+class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, Protocol):
     """One unit of work on the books."""
 
     def lock_held_funds(self, hold_ids: Collection[str]) -> dict[str, HeldFunds]:

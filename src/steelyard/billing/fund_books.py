@@ -15,7 +15,7 @@ from steelyard.money import Money
 
 # A budget and the name of one of its windows.
 WindowKey = tuple[str, str]
-AdjustmentKind = Literal["refund", "correction", "re_rating"]
+AdjustmentKind = Literal["refund", "correction", "re_rating", "suspense"]
 
 
 @dataclass(frozen=True, slots=True)

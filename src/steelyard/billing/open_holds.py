@@ -6,7 +6,7 @@ from datetime import datetime
 import structlog
 
 from steelyard.billing.budgets import BudgetUse, settle_budget_draws
-from steelyard.billing.fund_books import FundBooks
+from steelyard.billing.fund_books import FundBooks, FundUnit
 from steelyard.billing.hold_decisions import HoldNotFound, ended_refusal
 from steelyard.ledger.hold import Hold
 from steelyard.ledger.transaction import Command, release_hold
@@ -38,15 +38,20 @@ def release_open_hold(books: FundBooks, hold_id: str, *, command: Command) -> Ho
     Raises HoldNotFound, and HoldEnded where it has ended already.
     """
     with books.write() as unit:
-        hold = unit.take_holds([hold_id]).get(hold_id)
-        if hold is None:
-            end = unit.hold_ends([hold_id]).get(hold_id)
-            if end is None:
-                raise HoldNotFound(f"there is no open hold {hold_id!r}")
-            raise ended_refusal(hold_id, *end)
-        released = release_hold(hold, command=command)
-        unit.post([released] if released else [])
-        unit.end_holds({hold_id: command.reason}, end="released", at=command.at)
-        uses = [BudgetUse(draw, 0) for draw in hold.budget_draws]
-        settle_budget_draws(unit, uses, at=command.at)
+        return release_in_unit(unit, hold_id, command=command)
+
+
+def release_in_unit(unit: FundUnit, hold_id: str, *, command: Command) -> Hold:
+    """The same, as a part of something else that happens with it or not at all."""
+    hold = unit.take_holds([hold_id]).get(hold_id)
+    if hold is None:
+        end = unit.hold_ends([hold_id]).get(hold_id)
+        if end is None:
+            raise HoldNotFound(f"there is no open hold {hold_id!r}")
+        raise ended_refusal(hold_id, *end)
+    released = release_hold(hold, command=command)
+    unit.post([released] if released else [])
+    unit.end_holds({hold_id: command.reason}, end="released", at=command.at)
+    uses = [BudgetUse(draw, 0) for draw in hold.budget_draws]
+    settle_budget_draws(unit, uses, at=command.at)
     return hold

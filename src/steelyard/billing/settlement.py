@@ -140,12 +140,16 @@ class _Posting:
             billed_at = self._billed_at(event)
         if event.complaint is None:
             spent = self._settle(event, funds, billed_at[:HOUR_CHARACTERS])
-            self.booked.append(BookedEvent(event, billed_at, event.picos, spent, "settled"))
+            booked = BookedEvent(
+                event, billed_at, event.picos, spent, funds.budget_draws, "settled"
+            )
         else:
             log.error("usage_event.suspended", event_id=event.id, reason=event.complaint)
             self._ended_of(funds, "suspended").held += funds.picos
-            booked = BookedEvent(event, billed_at, funds.picos, funds.draws, "suspended")
-            self.booked.append(booked)
+            booked = BookedEvent(
+                event, billed_at, funds.picos, funds.draws, funds.budget_draws, "suspended"
+            )
+        self.booked.append(booked)
         if funds.budget_draws:
             self._use_budgets(event, funds)
 

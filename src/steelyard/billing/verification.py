@@ -59,7 +59,13 @@ class Audit(Protocol):
 
     def invoice_count(self) -> int: ...
 
-    def quarantined_count(self) -> int: ...
+    def suspended_count(self) -> int:
+        """Events in suspense that nobody has decided on."""
+        ...
+
+    def quarantined_count(self) -> int:
+        """Records in quarantine that nobody has looked at."""
+        ...
 
 
 def verify_books(audit: Audit) -> list[Check]:
@@ -85,6 +91,7 @@ def verify_books(audit: Audit) -> list[Check]:
         check_holds(postings, holds.values(), audit.budget_reservations()),
         *(check.finish() for check in checks),
         _check_documents(audit),
+        _check_suspense(audit),
         _check_quarantine(audit),
     ]
 
@@ -99,8 +106,17 @@ def _check_documents(audit: Audit) -> Check:
     return check
 
 
+def _check_suspense(audit: Audit) -> Check:
+    check = Check("I5", "no event waits in suspense")
+    count = audit.suspended_count()
+    check.expect(count == 0, lambda: f"{count} events wait: 'steelyard suspense list' shows them")
+    return check
+
+
 def _check_quarantine(audit: Audit) -> Check:
-    check = Check("I4", "no event is in quarantine")
+    check = Check("I4", "no record waits in quarantine")
     count = audit.quarantined_count()
-    check.expect(count == 0, lambda: f"{count} events wait in quarantine for a person to look")
+    check.expect(
+        count == 0, lambda: f"{count} records wait in quarantine: 'steelyard quarantine list'"
+    )
     return check

@@ -5,7 +5,7 @@ import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Table, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Table, TextClause, func, select, text
 
 from steelyard.billing.event_preparation import UsagePath
 from steelyard.billing.ledger_checks import PostingRow
@@ -35,6 +35,11 @@ class SqlAudit:
     def price_documents(self) -> Mapping[str, CanonicalDocument]:
         with self.snapshot() as snapshot:
             return snapshot.price_documents()
+
+    def waiting_counts(self) -> tuple[int, int]:
+        """How many events wait in suspense, and how many records in quarantine."""
+        with self.snapshot() as snapshot:
+            return snapshot.suspended_count(), snapshot.quarantined_count()
 
     def price_count(self) -> int:
         with self._database.read() as connection:
@@ -137,7 +142,14 @@ class SqlAuditSnapshot:
         return self._count(schema.invoices)
 
     def quarantined_count(self) -> int:
-        return self._count(schema.quarantined_events)
+        return self._count_without(
+            schema.quarantined_events, schema.quarantine_dismissals.c.content_hash
+        )
+
+    def suspended_count(self) -> int:
+        events = schema.usage_events
+        is_suspended = text("outcome = 'suspended'")
+        return self._count_without(events, schema.suspense_decisions.c.event_id, is_suspended)
 
     def _hours(self, table: Table, paths: Mapping[int, UsagePath]) -> Iterator[HourRow]:
         width = len(table.primary_key.columns)
@@ -160,6 +172,18 @@ class SqlAuditSnapshot:
         prices = schema.price_versions
         rows = self._connection.execute(select(prices.c.sha256, prices.c.canonical))
         return [(row.sha256, row.canonical) for row in rows]
+
+    def _count_without(
+        self, table: Table, decided: Column[str], *conditions: ColumnElement[bool] | TextClause
+    ) -> int:
+        """The rows about which nobody has decided yet."""
+        [name] = table.primary_key.columns
+        query = (
+            select(func.count())
+            .select_from(table.outerjoin(decided.table, decided == name))
+            .where(decided.is_(None), *conditions)
+        )
+        return self._connection.execute(query).scalar_one()
 
     def _count(self, table: Table) -> int:
         query = select(func.count()).select_from(table)

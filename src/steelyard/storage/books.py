@@ -24,8 +24,10 @@ from steelyard.storage import schema
 from steelyard.storage.bulk import BulkInsert, BulkSum
 from steelyard.storage.database import Database
 from steelyard.storage.ledger_unit import hold_of
+from steelyard.storage.quarantine_unit import SqlQuarantineUnit
 from steelyard.storage.re_rating_unit import SqlReRatingUnit
 from steelyard.storage.set_statement import SetStatement
+from steelyard.storage.suspense_unit import SqlSuspenseUnit
 
 _INSERT_EVENTS = BulkInsert(schema.usage_events)
 _ADD_USAGE = BulkSum(schema.usage_hours)
@@ -55,7 +57,7 @@ class SqlBooks:
         self._path_ids |= unit.new_path_ids
 
 
-class SqlBooksUnit(SqlReRatingUnit):
+class SqlBooksUnit(SqlReRatingUnit, SqlSuspenseUnit, SqlQuarantineUnit):
     """Implements BooksUnit."""
 
     def __init__(self, connection: Connection, *, path_ids: Mapping[UsagePath, int]) -> None:
@@ -141,9 +143,10 @@ class SqlBooksUnit(SqlReRatingUnit):
                     picos,
                     event.charges,
                     spent,
+                    budget_draws,
                     outcome,
                 )
-                for event, billed_at, picos, spent, outcome in booked
+                for event, billed_at, picos, spent, budget_draws, outcome in booked
             ],
         )
 

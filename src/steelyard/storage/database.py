@@ -33,6 +33,12 @@ class BooksNotReady(Failure):
     code = "books_not_ready"
 
 
+class BooksTooOld(BooksNotReady):
+    """A program that was never released made these books. Move them away and run 'steelyard init'."""
+
+    code = "books_too_old"
+
+
 def sqlite_url(path: Path) -> str:
     return f"sqlite:///{path}"
 

@@ -9,7 +9,7 @@ from sqlalchemy import Row, func, insert, literal, select, text
 from steelyard.billing.fund_books import Adjustment, ChargedEvent
 from steelyard.ledger.chart import read_account_id
 from steelyard.ledger.grant import Grant
-from steelyard.ledger.hold import Hold, read_draws, write_draws
+from steelyard.ledger.hold import Hold, burn, read_draws, write_draws
 from steelyard.ledger.transaction import Posting, Transaction
 from steelyard.money import Currency, Money
 from steelyard.storage import schema
@@ -90,16 +90,20 @@ class SqlFundUnit(SqlBudgetUnit):
         row = self.connection.execute(query).one_or_none()
         if row is None:
             return None
-        re_rated = self._re_rated_amount(event_id)
-        charged = row.amount if re_rated is None else re_rated
+        draws, outcome = read_draws(row.draws), row.outcome
+        charged = self._re_rated_amount(event_id)
+        if row.outcome == "suspended" and (decided := self._decided_amount(event_id)) is not None:
+            # What was decided is charged, and can be refunded like any other charge.
+            charged, outcome = decided, "settled"
+            draws, _ = burn(draws, picos=decided)
         return ChargedEvent(
             id=event_id,
             organisation_id=row.organisation_id,
             department_id=row.department_id,
             payer_id=row.payer_id,
-            charged=Money(charged, Currency(row.currency)),
-            draws=read_draws(row.draws),
-            outcome=row.outcome,
+            charged=Money(row.amount if charged is None else charged, Currency(row.currency)),
+            draws=draws,
+            outcome=outcome,
         )
 
     def find_adjustment(self, adjustment_id: str) -> Adjustment | None:
@@ -160,6 +164,11 @@ class SqlFundUnit(SqlBudgetUnit):
         if only_unresolved:
             query = query.where(holds.c.status == "unresolved")
         return [hold_of(row) for row in self.connection.execute(query)]
+
+    def _decided_amount(self, event_id: str) -> int | None:
+        decisions = schema.suspense_decisions
+        query = select(decisions.c.amount).where(decisions.c.event_id == event_id)
+        return self.connection.execute(query).scalar_one_or_none()
 
     def _re_rated_amount(self, event_id: str) -> int | None:
         """What the last approved re-rating made of an event."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from sqlalchemy import ColumnElement, Connection, func, select, text
+from sqlalchemy import Column, ColumnElement, Connection, func, select, text
 
 from steelyard.access.tenant import Department, Organisation
 from steelyard.billing.statement import Period, StatementLine
@@ -23,6 +23,8 @@ from steelyard.storage.usage_sums import cut_span, funding_sum, request_sum, usa
 _postings, _transactions = schema.ledger_postings, schema.ledger_transactions
 _events, _paths = schema.usage_events, schema.usage_paths
 
+_decisions = schema.suspense_decisions
+DECIDE_SUSPENSE: Final = "decide_suspense"
 _OWN_KINDS: Final = ("prepaid", "held", "receivable")
 
 
@@ -62,6 +64,8 @@ class SqlSnapshot:
             .join(_postings, _postings.c.transaction_id == _transactions.c.id)
             .where(
                 _transactions.c.template.in_(COMMAND_TEMPLATES),
+                # A decision counts as what it charges: what it returns was never spent.
+                _transactions.c.template != DECIDE_SUSPENSE,
                 _transactions.c.booked_at < before,
             )
         )
@@ -70,6 +74,9 @@ class SqlSnapshot:
             kind, *owner = account_id.split(":")
             if kind in _OWN_KINDS and owner[0] == payer_id:
                 sums[template] += picos
+        charged = self._decided(payer_id, _decisions.c.amount, before=before)
+        if charged:
+            sums[DECIDE_SUSPENSE] = -charged
         return dict(sums)
 
     def charges(self, payer_id: str, *, before: datetime) -> int:
@@ -84,7 +91,8 @@ class SqlSnapshot:
             text("outcome = 'suspended'"),
             _events.c.billed_at < before,
         )
-        return int(self._connection.execute(query).scalar_one() or 0)
+        waits = int(self._connection.execute(query).scalar_one() or 0)
+        return waits - self._decided(payer_id, _events.c.amount, before=before)
 
     def lines(self, tenant: Organisation | Department, *, period: Period) -> list[StatementLine]:
         names = self._names(tenant)
@@ -140,6 +148,17 @@ class SqlSnapshot:
             place: int = row.place
             found.append(RecentEvent(bodies[row.segment_id][place], row.outcome))
         return found
+
+    def _decided(self, payer_id: str, column: Column[int], *, before: datetime) -> int:
+        """The sum of what was charged, or was held, of suspended events decided on by then."""
+        query = (
+            select(func.sum(column))
+            .select_from(_decisions)
+            .join(_events, _events.c.id == _decisions.c.event_id)
+            .join(_paths, _paths.c.id == _events.c.path_id)
+            .where(_paths.c.payer_id == payer_id, _decisions.c.decided_at < before)
+        )
+        return int(self._connection.execute(query).scalar_one() or 0)
 
     def _path_ids(self, condition: ColumnElement[bool]) -> list[int]:
         return [row.id for row in self._connection.execute(select(_paths.c.id).where(condition))]

@@ -299,6 +299,7 @@ usage_events = Table(
     Column("amount", Picos, nullable=False),
     Column("charges", Text, nullable=False),
     Column("draws", Text, nullable=False),
+    Column("budget_draws", Text, nullable=False),
     Column("outcome", String(16), nullable=False),
     UniqueConstraint("source_id", "sequence"),
     CheckConstraint("outcome IN ('settled', 'suspended')", name="outcome"),
@@ -364,7 +365,7 @@ adjustments = Table(
     Column("draws", Text, nullable=False),
     Column("reference", String(128), nullable=False),
     Column("billed_at", Moment, nullable=False),
-    CheckConstraint("kind IN ('refund', 'correction', 're_rating')", name="kind"),
+    CheckConstraint("kind IN ('refund', 'correction', 're_rating', 'suspense')", name="kind"),
     Index("ix_adjustments_organisation_id_billed_at", "organisation_id", "billed_at"),
     Index("ix_adjustments_reference", "reference"),
 )
@@ -374,6 +375,7 @@ suspense_decisions = Table(
     "suspense_decisions",
     metadata,
     Column("event_id", String(64), ForeignKey("usage_events.id"), primary_key=True),
+    Column("command_id", String(128), nullable=False, unique=True),
     Column("amount", Picos, nullable=False),
     Column("decided_at", Moment, nullable=False),
     Column("actor", String(128), nullable=False),
@@ -428,6 +430,22 @@ quarantined_events = Table(
     Column("body", Text, nullable=False),
 )
 
+# Somebody has looked at a record; its hold may have been released with that.
+quarantine_dismissals = Table(
+    "quarantine_dismissals",
+    metadata,
+    Column(
+        "content_hash",
+        String(64),
+        ForeignKey("quarantined_events.content_hash"),
+        primary_key=True,
+    ),
+    Column("dismissed_at", Moment, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("released_hold_id", String(64)),
+)
+
 log_positions = Table(
     "log_positions",
     metadata,
@@ -449,4 +467,5 @@ APPEND_ONLY: Sequence[Table] = (
     re_rated_events,
     invoices,
     quarantined_events,
+    quarantine_dismissals,
 )

@@ -120,11 +120,18 @@ def _clock(settings: Settings) -> Finding:
 
 def _books(settings: Settings) -> Finding:
     try:
-        open_stores(settings).database.close()
+        stores = open_stores(settings)
+        suspended, quarantined = stores.audit.waiting_counts()
+        stores.database.close()
     except SteelyardError as error:
         verdict: Verdict = "note" if error.code == "books_not_ready" else "bad"
         return Finding("books", verdict, str(error))
-    return Finding("books", "good", f"ready on {socket.gethostname()}")
+    if suspended or quarantined:
+        waiting = f"{suspended} events wait in suspense, {quarantined} records in quarantine"
+        return Finding("books", "bad", f"{waiting}: steelyard suspense list, quarantine list")
+    return Finding(
+        "books", "good", f"ready on {socket.gethostname()}, nothing waits for a decision"
+    )
 
 
 def _document(finding: Finding) -> dict[str, Any]:

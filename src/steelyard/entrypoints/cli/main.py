@@ -17,6 +17,7 @@ from steelyard.entrypoints.cli import (
     refunds,
     reports,
     services,
+    suspense,
     tenants,
 )
 from steelyard.entrypoints.cli.output import console, error_console, print_json
@@ -63,6 +64,7 @@ for module in (
     tenants,
     funds,
     refunds,
+    suspense,
     budgets,
     prices,
     prices_import,

@@ -25,6 +25,7 @@ APPEND_ONLY = (
     "re_rated_events",
     "invoices",
     "quarantined_events",
+    "quarantine_dismissals",
 )
 
 
@@ -217,6 +218,7 @@ def upgrade() -> None:
         sa.Column("amount", Picos(), nullable=False),
         sa.Column("charges", sa.Text(), nullable=False),
         sa.Column("draws", sa.Text(), nullable=False),
+        sa.Column("budget_draws", sa.Text(), nullable=False),
         sa.Column("outcome", sa.String(length=16), nullable=False),
         sa.CheckConstraint(
             "outcome IN ('settled', 'suspended')", name=op.f("ck_usage_events_outcome")
@@ -298,7 +300,8 @@ def upgrade() -> None:
         sa.Column("reference", sa.String(length=128), nullable=False),
         sa.Column("billed_at", Moment(length=27), nullable=False),
         sa.CheckConstraint(
-            "kind IN ('refund', 'correction', 're_rating')", name=op.f("ck_adjustments_kind")
+            "kind IN ('refund', 'correction', 're_rating', 'suspense')",
+            name=op.f("ck_adjustments_kind"),
         ),
         sa.ForeignKeyConstraint(["id"], ["ledger_transactions.id"], name=op.f("fk_adjustments_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_adjustments")),
@@ -399,6 +402,20 @@ def upgrade() -> None:
         "ix_ledger_postings_account_id", "ledger_postings", ["account_id"], unique=False
     )
     op.create_table(
+        "quarantine_dismissals",
+        sa.Column("content_hash", sa.String(length=64), nullable=False),
+        sa.Column("dismissed_at", Moment(length=27), nullable=False),
+        sa.Column("actor", sa.String(length=128), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("released_hold_id", sa.String(length=64), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["content_hash"],
+            ["quarantined_events.content_hash"],
+            name=op.f("fk_quarantine_dismissals_content_hash"),
+        ),
+        sa.PrimaryKeyConstraint("content_hash", name=op.f("pk_quarantine_dismissals")),
+    )
+    op.create_table(
         "re_rated_events",
         sa.Column("event_id", sa.String(length=64), nullable=False),
         sa.Column("run_id", sa.String(length=64), nullable=False),
@@ -412,6 +429,7 @@ def upgrade() -> None:
     op.create_table(
         "suspense_decisions",
         sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("command_id", sa.String(length=128), nullable=False),
         sa.Column("amount", Picos(), nullable=False),
         sa.Column("decided_at", Moment(length=27), nullable=False),
         sa.Column("actor", sa.String(length=128), nullable=False),
@@ -420,6 +438,7 @@ def upgrade() -> None:
             ["event_id"], ["usage_events.id"], name=op.f("fk_suspense_decisions_event_id")
         ),
         sa.PrimaryKeyConstraint("event_id", name=op.f("pk_suspense_decisions")),
+        sa.UniqueConstraint("command_id", name=op.f("uq_suspense_decisions_command_id")),
     )
     op.create_table(
         "budget_alerts",
