@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import os
-import sqlite3
+import shutil
 import statistics
 import tempfile
 import time
@@ -39,7 +39,10 @@ from steelyard.billing.event_preparation import prepare_batch
 from steelyard.billing.settlement import settle_batch
 from steelyard.billing.statement import Period, make_statement
 from steelyard.entrypoints.worker_process import Worker
-from steelyard.eventlog.outbox import EventDraft, Outbox, OutboxReader
+from steelyard.eventlog.attempt_records import EventDraft, envelope
+from steelyard.eventlog.disk import LocalDisk
+from steelyard.eventlog.outbox_reader import OutboxReader
+from steelyard.eventlog.segment_writer import SegmentWriter
 from steelyard.ids import new_id
 from steelyard.ledger.grant import Grant
 from steelyard.ledger.hold import Draw, Hold
@@ -122,7 +125,7 @@ def _measure(bench: Bench, sizes: list[int]) -> None:
             seconds += _settle(worker)
             count += chunk
             done += chunk
-            path.unlink()
+            shutil.rmtree(path)
         bench.events_per_s[size] = count / seconds
         bench.rows_only_per_s[size] = _rows_only(bench, min(size, 100_000))
         bench.statement_ms[size] = _statement_ms(bench)
@@ -161,7 +164,7 @@ def _measure_stages(bench: Bench) -> None:
         for stage, start, end in zip(stages, moments, moments[1:], strict=False):
             stages[stage].append((end - start) / BATCH * 10**6)
     reader.close()
-    path.unlink()
+    shutil.rmtree(path)
     bench.stages_us = {stage: round(min(found), 2) for stage, found in stages.items()}
     console.print(f"{bench.name:<10} microseconds an event: {bench.stages_us}")
 
@@ -206,27 +209,22 @@ def _fill_outbox(bench: Bench, *, first: int, count: int, of: int) -> Path:
     """An outbox with so many events, and their holds in the books."""
     path = bench.folder / f"{new_id()}.outbox"
     source = f"urn:steelyard:gateway:bench:{new_id()}"
-    outbox = Outbox(path, source=source, bytes_max=2**40)
-    outbox.close()
-    connection = sqlite3.connect(path)
+    outbox = SegmentWriter(path, bytes_max=2**40, disk=LocalDisk())
     previous_hash, sequence = "0" * 64, 0
     for start in range(0, count, BATCH):
-        rows: list[tuple[str, bytes]] = []
+        bodies: list[bytes] = []
         holds: list[Hold] = []
         for number in range(first + start, first + min(start + BATCH, count)):
             sequence += 1
             draft, hold = _event(bench, number, of=of, source=source)
-            event = Outbox.envelope(
-                draft, source=source, sequence=sequence, previous_hash=previous_hash
-            )
+            event = envelope(draft, source=source, sequence=sequence, previous_hash=previous_hash)
             body = encode_event(event)
             previous_hash = hash_event(body)
-            rows.append((draft.id, body))
+            bodies.append(body)
             holds.append(hold)
-        connection.executemany("INSERT INTO events (event_id, body) VALUES (?, ?)", rows)
-        connection.commit()
+        outbox.write(bodies, [])
         _place(bench, holds)
-    connection.close()
+    outbox.close()
     return path
 
 

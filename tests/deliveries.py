@@ -7,7 +7,7 @@ from steelyard.billing.books import BooksUnit
 from steelyard.billing.event_preparation import prepare_batch
 from steelyard.billing.settlement import settle_batch
 from steelyard.eventlog.log import LogRecord
-from steelyard.eventlog.outbox import OutboxReader, find_outboxes
+from steelyard.eventlog.outbox_reader import OutboxReader, find_outboxes
 from steelyard.metering.usage_event import UsageEvent
 from tests.world import World
 

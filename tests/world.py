@@ -25,8 +25,10 @@ from steelyard.entrypoints.worker_process import Worker
 from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PriceDirectory
+from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 from steelyard.gateway.serve import Gateway, serve
 from steelyard.gateway.snapshot import Snapshot
@@ -62,6 +64,7 @@ class RecordingClient:
 
     leaves_after: int | None = None
     stops_reading_after: int | None = None
+    takes_bytes: int | None = None
     status: int | None = None
     document: dict[str, Any] = field(default_factory=dict[str, Any])
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -80,6 +83,10 @@ class RecordingClient:
     async def send(self, event: bytes) -> None:
         if self.stops_reading_after is not None and len(self.words()) >= self.stops_reading_after:
             raise ClientLeft
+        if self.takes_bytes is not None:
+            self.takes_bytes -= len(event)
+            if self.takes_bytes < 0:
+                raise ClientLeft
         self.events.append(event.decode().removeprefix("data: ").strip())
         if self.leaves_after is not None and len(self.words()) >= self.leaves_after:
             self._gone.set()
@@ -137,6 +144,7 @@ class World:
         self.stores = open_stores(settings, should_migrate=True)
         self.clock = FakeClock(NOW)
         self.upstream = ScriptedUpstream()
+        self.disconnect_policies = DisconnectPolicies()
         self.keys: dict[str, VirtualKey] = {}
         self.tenants: dict[str, Organisation | Department] = {}
         self.publish_prices(PRICE_BOOK)
@@ -184,7 +192,28 @@ class World:
                 requests_per_minute=self.settings.requests_per_minute,
             ),
             clock=self.clock,
+            disconnect_policies=self.disconnect_policies,
         )
+
+    def recover(self) -> int:
+        """Close what earlier lives of the gateway left open, as its start does."""
+        recovery = Recovery(
+            books=self.stores.books,
+            outbox=self.outbox,
+            prices=self.prices,
+            upstreams=[self.upstream],
+            clock=self.clock,
+            source_prefix="urn:steelyard:",
+            patience_s=0,
+        )
+        holds = recovery.find()
+
+        async def resolve() -> None:
+            await self.prices.snapshot.refresh()
+            await recovery.resolve(holds)
+
+        anyio.run(resolve)
+        return len(holds)
 
     def stop_gateway(self) -> None:
         self.hold_desk.close()
@@ -241,6 +270,7 @@ class World:
         client = RecordingClient(
             leaves_after=given.pop("leaves_after", None),
             stops_reading_after=given.pop("stops_reading_after", None),
+            takes_bytes=given.pop("takes_bytes", None),
         )
         body = {
             "model": "scripted",

@@ -17,6 +17,10 @@ class BatchQueue(Generic[T]):
     def put(self, item: T) -> None:
         self._queue.put(item)
 
+    def __len__(self) -> int:
+        """Roughly how many items wait."""
+        return self._queue.qsize()
+
     def close(self) -> None:
         """Let the taker finish what was put before, and then end."""
         self._queue.put(None)

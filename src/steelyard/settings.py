@@ -6,6 +6,7 @@ STEELYARD_CONFIG names; the environment goes before the file.
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from platformdirs import user_data_path
 from pydantic import Field, ValidationError
@@ -101,6 +102,30 @@ class Settings(BaseSettings):
     )
     outbox_bytes_max: int = Field(
         default=8 * 1024**3, ge=64 * 1024, description="largest size of an outbox, in bytes"
+    )
+    outbox_keep_s: float = Field(
+        default=86_400.0,
+        ge=0,
+        description="how long a settled segment of the outbox is kept, should the books be restored "
+        "from a backup; a full outbox keeps none; in seconds",
+    )
+    outbox_prune_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=3600,
+        description="how often segments of the outbox that are settled are deleted, in seconds",
+    )
+    disconnect_policy: Literal["drain", "delivered", "prompt_only", "free"] = Field(
+        default="delivered",
+        description="what a client that leaves is charged, where key and model say nothing",
+    )
+    disconnect_policies: str | None = Field(
+        default=None, description="the same for single models: MODEL=POLICY,MODEL=POLICY"
+    )
+    recovery_patience_s: float = Field(
+        default=600.0,
+        ge=0,
+        description="how long an upstream is asked, after a crash, what it did; in seconds",
     )
     upstream_connect_timeout_s: float = Field(
         default=5.0, gt=0, description="longest wait for a connection to an upstream, in seconds"

@@ -1,13 +1,13 @@
 """Every row of the settlement matrix, on every database: what is charged when an answer ends so."""
 
-from dataclasses import dataclass, field
+import json
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
 import pytest
 
 from steelyard.billing.settlement_matrix import MATRIX
-from steelyard.gateway.recovery import resolve_open_holds
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.gateway.workloads.chat import parse_chat
 from tests.world import INPUT_PRICE, OUTPUT_PRICE, World
@@ -82,14 +82,45 @@ def test_an_attempt_whose_gateway_died_is_charged_nothing(world: World) -> None:
     world.stop_gateway()
     world.start_gateway()
 
-    count = resolve_open_holds(
-        world.stores.books, world.outbox, source_prefix="urn:steelyard:", clock=world.clock
-    )
+    count = world.recover()
     world.settle()
 
     assert count == 1
     assert [(e.id, e.data.end_cause) for e in world.events()] == [(attempt, "gateway_crashed")]
     assert world.balance() == before
+    assert world.differences() == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "stream", "picos"),
+    [
+        ("drain", False, PROMPT_TOKENS * INPUT_PRICE + 4 * OUTPUT_PRICE),
+        ("drain", True, PROMPT_TOKENS * INPUT_PRICE + 4 * OUTPUT_PRICE),
+        ("delivered", True, PROMPT_TOKENS * INPUT_PRICE + 4 * OUTPUT_PRICE),
+        ("delivered", False, 0),
+        ("prompt_only", True, PROMPT_TOKENS * INPUT_PRICE),
+        ("free", True, 0),
+    ],
+)
+def test_after_a_crash_the_upstreams_own_log_says_what_is_charged(
+    policy: Any, stream: bool, picos: int, world: World
+) -> None:
+    world.organisation(dollars="1")
+    world.keys["acme"] = replace(world.keys["acme"], disconnect_policy=policy)
+    attempt = _leave_a_hold_open(world, stream=stream)
+    usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 4}
+    world.upstream.logged[attempt] = usage
+    world.stop_gateway()
+    world.start_gateway()
+
+    world.recover()
+    world.settle()
+
+    (event,) = world.events()
+    assert (event.id, event.data.end_cause) == (attempt, "gateway_crashed")
+    assert json.loads(bytes(event.data.upstream_usage)) == usage
+    assert world.balance().total.picos == 10**12 - picos
+    assert world.balance().held.picos == 0
     assert world.differences() == []
 
 
@@ -99,9 +130,7 @@ def test_an_attempt_that_was_closed_before_the_crash_keeps_its_event(world: Worl
     world.stop_gateway()
     world.start_gateway()
 
-    count = resolve_open_holds(
-        world.stores.books, world.outbox, source_prefix="urn:steelyard:", clock=world.clock
-    )
+    count = world.recover()
     world.settle()
 
     assert count == 0
@@ -148,9 +177,11 @@ def test_a_client_whose_socket_takes_nothing_more_has_left(world: World) -> None
     assert world.differences() == []
 
 
-def _leave_a_hold_open(world: World) -> str:
+def _leave_a_hold_open(world: World, *, stream: bool = False) -> str:
     """Place a hold as admission does, and die."""
-    body = b'{"model":"scripted","messages":[{"role":"user","content":"hello"}],"max_tokens":9}'
+    messages = [{"role": "user", "content": "hello"}]
+    asked = {"model": "scripted", "messages": messages, "max_tokens": 9, "stream": stream}
+    body = json.dumps(asked).encode()
 
     async def admit() -> str:
         await world.prices.snapshot.refresh()

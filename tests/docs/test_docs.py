@@ -10,7 +10,7 @@ from pathlib import Path
 import typer
 
 import steelyard
-from steelyard.billing.settlement_matrix import MATRIX
+from steelyard.billing.settlement_matrix import MATRIX, POLICIES
 from steelyard.entrypoints.cli.main import application
 from steelyard.entrypoints.openai_api.error_answer import HTTP_STATUS
 from steelyard.errors import SteelyardError
@@ -85,11 +85,12 @@ def test_every_error_that_can_reach_a_caller_has_a_status() -> None:
 
 
 def test_every_end_cause_is_documented_with_its_basis() -> None:
-    rows = _rows(DOCS / "settlement-matrix.md")
+    causes, policies = (DOCS / "settlement-matrix.md").read_text().split("## Policies")
 
-    documented = {cause: cells[1].strip("`") for cause, cells in rows}
+    documented = {cause: cells[1].strip("`") for cause, cells in _rows_of(causes)}
 
     assert documented == dict(MATRIX)
+    assert {policy for policy, _ in _rows_of(policies)} == set(POLICIES)
 
 
 def test_every_command_is_documented_with_an_example_of_its_own() -> None:

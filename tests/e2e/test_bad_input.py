@@ -168,6 +168,8 @@ def test_a_full_disk_refuses_new_requests_and_loses_nothing(
     settings = {"STEELYARD_MODEL": str(tiny_model), "STEELYARD_OUTBOX_BYTES_MAX": "65536"}
     with running_product(tmp_path, **settings) as product:
         secret = product.tenant("full")
+        # A worker that is at work would make room again.
+        product.process_of("worker").suspend()
 
         served, codes = 0, []
         for _ in range(60):
@@ -179,7 +181,9 @@ def test_a_full_disk_refuses_new_requests_and_loses_nothing(
                 if len(codes) == 2:
                     break
 
+        product.process_of("worker").resume()
         assert codes == [(503, "event_log_unavailable")] * 2
+        product.settled_balance_picos("full")
         events = product.events("full/it")
         assert (
             len([event for event in events if event["end_cause"] == "stopped_by_limit"]) == served

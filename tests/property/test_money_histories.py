@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from steelyard.gateway.recovery import resolve_open_holds
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.money import read_decimal
 from steelyard.settings import read_settings
@@ -72,12 +71,7 @@ class MoneyHistories(RuleBasedStateMachine):
     def restart_gateway(self) -> None:
         self.world.stop_gateway()
         self.world.start_gateway()
-        resolve_open_holds(
-            self.world.stores.books,
-            self.world.outbox,
-            source_prefix="urn:steelyard:",
-            clock=self.world.clock,
-        )
+        self.world.recover()
 
     @invariant()
     def no_balance_is_negative(self) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from steelyard.eventlog.attempt_records import EventDraft, envelope
 from steelyard.eventlog.log import EventLogUnavailable
-from steelyard.eventlog.outbox import EventDraft, Outbox, OutboxReader
+from steelyard.eventlog.outbox import Outbox
+from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.ids import new_id
 from steelyard.metering.usage_event import (
     NO_UPSTREAM_USAGE,
@@ -101,7 +103,7 @@ def test_a_full_disk_is_reported_and_what_waits_is_written_when_there_is_room(
 
     waiting = [outbox.append(draft) for draft in drafts]
 
-    _wait_until(lambda: _refuses(outbox))
+    wait_until(lambda: refuses(outbox))
     assert not all(pending.done.done() for pending in waiting)
     outbox.set_bytes_max(PLENTY)
     for pending in waiting:
@@ -117,7 +119,7 @@ def test_an_event_that_waits_can_be_amended_and_one_that_is_written_cannot(tmp_p
     written.done.result(timeout=10)
     big = a_draft(request_id="x" * 100_000)
     waiting = outbox.append(big)
-    _wait_until(lambda: _refuses(outbox))
+    wait_until(lambda: refuses(outbox))
 
     small = EventDraft(big.id, NOW, a_record(end_cause="event_log_failed"))
     amended = outbox.amend(waiting, small)
@@ -136,7 +138,7 @@ def test_an_event_reads_back_to_what_it_was() -> None:
     )
     draft = EventDraft(new_id(), NOW, record)
 
-    body = encode_event(Outbox.envelope(draft, source="urn:a", sequence=1, previous_hash="0" * 64))
+    body = encode_event(envelope(draft, source="urn:a", sequence=1, previous_hash="0" * 64))
 
     assert encode_event(decode_event(body)) == body
     assert decode_event(body).data.meters == {"input.text": "3"}
@@ -149,7 +151,7 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
         Outbox(tmp_path / "file" / "a.outbox", source="urn:a", bytes_max=PLENTY)
 
 
-def _refuses(outbox: Outbox) -> bool:
+def refuses(outbox: Outbox) -> bool:
     try:
         outbox.check()
     except EventLogUnavailable:
@@ -157,7 +159,7 @@ def _refuses(outbox: Outbox) -> bool:
     return False
 
 
-def _wait_until(claim: Callable[[], bool]) -> None:
+def wait_until(claim: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not claim():
         assert time.monotonic() < deadline, "it did not come true in time"

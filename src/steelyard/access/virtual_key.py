@@ -8,6 +8,7 @@ from datetime import datetime
 from steelyard.access.tenant import Department, Project
 from steelyard.errors import Refusal
 from steelyard.ids import new_secret
+from steelyard.metering.usage_event import DisconnectPolicy
 
 PREFIX = "sk-steelyard-"
 SECRET_CHARACTERS_MAX = 128
@@ -44,6 +45,8 @@ class VirtualKey:
     created_at: datetime
     revoked_at: datetime | None
     project: Project | None = None
+    # What its callers are charged when they leave; None where the model or the gateway decides.
+    disconnect_policy: DisconnectPolicy | None = None
 
     @property
     def path(self) -> str:

@@ -11,14 +11,17 @@ import anyio.to_thread
 from steelyard.access.rate_limit import RequestRateLimit
 from steelyard.access.store import AccessStore
 from steelyard.access.virtual_key import VirtualKey
+from steelyard.app.disconnect_setting import read_policies
 from steelyard.app.stores import open_stores
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.key_directory import KeyDirectory, KeysByHash
 from steelyard.gateway.model_catalog import ModelCatalog
+from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
-from steelyard.gateway.recovery import resolve_open_holds
+from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.serve import Gateway
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
@@ -38,53 +41,53 @@ class GatewayParts:
 
 @asynccontextmanager
 async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
-    """Build the gateway, resolve what an earlier life left open, and keep it fresh."""
+    """Build the gateway, find what an earlier life left open, and keep it fresh."""
     stores = await anyio.to_thread.run_sync(lambda: open_stores(settings))
     source_prefix = f"urn:steelyard:gateway:{settings.gateway_name}:"
-    outbox = Outbox(
-        settings.outbox_dir / f"{settings.gateway_name}.outbox",
-        source=source_prefix + new_id(),
-        bytes_max=settings.outbox_bytes_max,
-    )
-    await anyio.to_thread.run_sync(
-        lambda: resolve_open_holds(
-            stores.books, outbox, source_prefix=source_prefix, clock=stores.clock
-        )
-    )
+    outbox = await anyio.to_thread.run_sync(lambda: _open_outbox(settings, source_prefix))
     hold_desk = HoldDesk(stores.books)
-    engine = OpenAIHttpUpstream(
-        "engine",
-        settings.engine_address,
-        count_source="engine",
-        connect_timeout_s=settings.upstream_connect_timeout_s,
-        between_bytes_timeout_s=settings.upstream_read_timeout_s,
-        connections_max=settings.upstream_connections_max,
-    )
+    engine = _engine(settings)
     keys = Snapshot[KeysByHash](
         lambda: _keys_by_hash(stores.access), stores.access.revision, settings.refresh_s
     )
     prices = Snapshot[Sequence[PriceVersion]](
         stores.prices.versions, stores.prices.revision, settings.refresh_s
     )
+    price_directory = PriceDirectory(prices, stores.clock)
     catalog = ModelCatalog([engine])
+    recovery = Recovery(
+        books=stores.books,
+        outbox=outbox,
+        prices=price_directory,
+        upstreams=[engine],
+        clock=stores.clock,
+        source_prefix=source_prefix,
+        patience_s=settings.recovery_patience_s,
+    )
     admission = Admission(
         catalog=catalog,
-        prices=PriceDirectory(prices, stores.clock),
+        prices=price_directory,
         rate_limit=RequestRateLimit(time.monotonic),
         hold_desk=hold_desk,
         outbox=outbox,
-        limits=AdmissionLimits(
-            input_tokens_max=settings.input_tokens_max,
-            output_tokens_default=settings.output_tokens_default,
-            requests_per_minute=settings.requests_per_minute,
-        ),
+        limits=_limits(settings),
         clock=stores.clock,
+        disconnect_policies=_disconnect_policies(settings),
     )
+    pruning = OutboxPruning(
+        outbox,
+        stores.books,
+        stores.clock,
+        keep_s=settings.outbox_keep_s,
+        every_s=settings.outbox_prune_s,
+    )
+    left_open = await anyio.to_thread.run_sync(recovery.find)
     async with engine, anyio.create_task_group() as tasks:
         await keys.refresh()
         await prices.refresh()
-        for watch in (keys.watch, prices.watch, catalog.watch):
+        for watch in (keys.watch, prices.watch, catalog.watch, pruning.watch):
             tasks.start_soon(watch)
+        tasks.start_soon(recovery.resolve, left_open)
         yield GatewayParts(
             Gateway(admission, outbox, stores.clock), KeyDirectory(keys, stores.pepper), catalog
         )
@@ -92,6 +95,38 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
     await anyio.to_thread.run_sync(hold_desk.close)
     await anyio.to_thread.run_sync(outbox.close)
     stores.database.close()
+
+
+def _open_outbox(settings: Settings, source_prefix: str) -> Outbox:
+    return Outbox(
+        settings.outbox_dir / f"{settings.gateway_name}.outbox",
+        source=source_prefix + new_id(),
+        bytes_max=settings.outbox_bytes_max,
+    )
+
+
+def _engine(settings: Settings) -> OpenAIHttpUpstream:
+    return OpenAIHttpUpstream(
+        "engine",
+        settings.engine_address,
+        count_source="engine",
+        connect_timeout_s=settings.upstream_connect_timeout_s,
+        between_bytes_timeout_s=settings.upstream_read_timeout_s,
+        connections_max=settings.upstream_connections_max,
+    )
+
+
+def _limits(settings: Settings) -> AdmissionLimits:
+    return AdmissionLimits(
+        input_tokens_max=settings.input_tokens_max,
+        output_tokens_default=settings.output_tokens_default,
+        requests_per_minute=settings.requests_per_minute,
+    )
+
+
+def _disconnect_policies(settings: Settings) -> DisconnectPolicies:
+    by_model = read_policies(settings.disconnect_policies or "")
+    return DisconnectPolicies(settings.disconnect_policy, by_model)
 
 
 def _keys_by_hash(access: AccessStore) -> dict[str, VirtualKey]:

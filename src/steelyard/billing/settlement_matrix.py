@@ -9,34 +9,43 @@ from typing import Final, Literal
 
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import NO_USAGE, Usage
-from steelyard.metering.usage_event import EndCause
+from steelyard.metering.usage_event import DisconnectPolicy, EndCause
 
-Basis = Literal["reported", "delivered", "nothing"]
+Basis = Literal["reported", "delivered", "prompt", "nothing"]
 
-MATRIX: Final[Mapping[EndCause, Basis]] = MappingProxyType(
+MATRIX: Final[Mapping[EndCause, Basis | Literal["policy"]]] = MappingProxyType(
     {
         "completed": "reported",
         "stopped_by_limit": "reported",
-        "client_left_before_first_token": "nothing",
-        "client_left": "delivered",
+        "client_left_before_first_token": "policy",
+        "client_left": "policy",
         "upstream_refused": "nothing",
         "upstream_failed_before_first_token": "nothing",
         "upstream_failed": "delivered",
         "usage_missing": "nothing",
-        "gateway_stopped": "delivered",
-        "gateway_crashed": "nothing",
+        "gateway_stopped": "policy",
+        "gateway_crashed": "policy",
         "event_log_failed": "nothing",
     }
 )
 
 
-def charged_usage(end_cause: EndCause, meter: AnswerMeter) -> Usage:
+POLICIES: Final[Mapping[DisconnectPolicy, Basis]] = MappingProxyType(
+    {"drain": "reported", "delivered": "delivered", "prompt_only": "prompt", "free": "nothing"}
+)
+
+
+def charged_usage(end_cause: EndCause, meter: AnswerMeter, *, policy: DisconnectPolicy) -> Usage:
     """The usage that the tenant pays for."""
-    match MATRIX[end_cause]:
+    row = MATRIX[end_cause]
+    match POLICIES[policy] if row == "policy" else row:
         case "reported":
-            assert meter.reported is not None, f"{end_cause}: nothing was reported"
-            return meter.reported
+            # Of an answer that was cut short the upstream may have said nothing yet.
+            assert row == "policy" or meter.reported, f"{end_cause}: nothing was reported"
+            return meter.reported or NO_USAGE
         case "delivered":
             return meter.delivered
+        case "prompt":
+            return (meter.reported or NO_USAGE).of_prompt()
         case "nothing":
             return NO_USAGE

@@ -18,7 +18,7 @@ from steelyard.billing.batch_rating import BatchRating
 from steelyard.billing.event_preparation import PreparedBatch, prepare_batch
 from steelyard.errors import Failure
 from steelyard.eventlog.log import EventLogUnavailable
-from steelyard.eventlog.outbox import OutboxReader
+from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.pricing.price_book import CanonicalDocument
 
 

@@ -26,7 +26,7 @@ from steelyard.entrypoints.preparation_process import (
 )
 from steelyard.errors import Failure
 from steelyard.eventlog.log import EventLogUnavailable
-from steelyard.eventlog.outbox import OutboxReader, find_outboxes
+from steelyard.eventlog.outbox_reader import OutboxReader, find_outboxes
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.settings import Settings
 
@@ -134,7 +134,12 @@ class Worker:
 
     def _settle_next(self, reader: OutboxReader) -> int:
         position = self._position(reader.log_id)
-        batch = self._prepare(reader, position)
+        try:
+            batch = self._prepare(reader, position)
+        except EventLogUnavailable:
+            # The position may be out of date, and what comes after it pruned by now.
+            del self._positions[reader.log_id]
+            raise
         if batch is None:
             return 0
         if self._refresh_prices():

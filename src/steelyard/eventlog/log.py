@@ -1,8 +1,7 @@
 """The event log as its readers see it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from steelyard.errors import Failure
 
@@ -13,8 +12,7 @@ class EventLogUnavailable(Failure):
     code = "event_log_unavailable"
 
 
-@dataclass(frozen=True, slots=True)
-class LogRecord:
+class LogRecord(NamedTuple):
     """One event as it stands in a log; positions start at 1 and have no gap."""
 
     position: int

@@ -14,8 +14,10 @@ from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.clock import Clock
+from steelyard.eventlog.attempt_records import PendingOpening
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.event_draft import unserved_draft
+from steelyard.gateway.disconnect_policies import DisconnectPolicies
+from steelyard.gateway.event_draft import opened_attempt, unserved_draft
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PinnedPrices, PriceDirectory
 from steelyard.gateway.refusals import NotEnoughMoney, OverBudget, PromptTooLong
@@ -49,6 +51,7 @@ class Admitted:
     pinned: PinnedPrices
     opened: OpenedRecord
     hold: Hold
+    opening: PendingOpening
     input_tokens_max: int
     output_tokens_max: int
     requests_per_minute: int
@@ -95,6 +98,7 @@ class Admission:
     outbox: Outbox
     limits: AdmissionLimits
     clock: Clock
+    disconnect_policies: DisconnectPolicies
 
     async def admit(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Admitted:
         """Raises one of the refusals, with nothing held, or returns with the money held."""
@@ -107,6 +111,9 @@ class Admission:
         bound = await self._bound(asked, key, route)
         opened = self._open(asked, key, route, request_id=request_id)
         hold, bound = await self._hold(asked, opened, bound, route)
+        attempt = opened_attempt(
+            hold, bound_input=bound.input_tokens, bound_output=bound.output_tokens
+        )
         return Admitted(
             asked=asked,
             key=key,
@@ -115,6 +122,8 @@ class Admission:
             pinned=route.pinned,
             opened=opened,
             hold=hold,
+            # Its way to the disk overlaps with the upstream's own latency.
+            opening=self.outbox.open(attempt),
             input_tokens_max=bound.input_tokens,
             output_tokens_max=bound.output_tokens,
             requests_per_minute=per_minute,
@@ -167,6 +176,9 @@ class Admission:
             currency=route.pinned.currency,
             request_digest=asked.request_digest,
             build=__version__,
+            disconnect_policy=self.disconnect_policies.policy_of(
+                key, model=route.model.id, is_repeatable=asked.is_repeatable
+            ),
         )
 
     async def _hold(

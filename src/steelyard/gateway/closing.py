@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from steelyard.billing.settlement_matrix import charged_usage
+from steelyard.eventlog.attempt_records import EventDraft
 from steelyard.eventlog.log import EventLogUnavailable
-from steelyard.eventlog.outbox import EventDraft, Outbox
+from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.event_draft import close_record
+from steelyard.gateway.prices import PinnedPrices
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import CALL, Usage
 from steelyard.metering.usage_event import EndCause
@@ -54,14 +56,27 @@ async def close_attempt(
     return closed
 
 
+def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
+    """What a usage is charged as, and what that costs."""
+    if usage.counts and pinned.prices.bearer_of(CALL):
+        usage = usage.with_one(CALL)
+    return usage, rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
+
+
+async def opening_durable(admitted: Admitted) -> None:
+    """Return when the opening of the attempt is on the disk; raises EventLogUnavailable."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            await asyncio.shield(asyncio.wrap_future(admitted.opening.done))
+    except TimeoutError as error:
+        raise EventLogUnavailable("the beginning of the answer cannot be recorded") from error
+
+
 def _rate(
     admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime
 ) -> tuple[Closed, EventDraft]:
-    pinned = admitted.pinned
-    usage = charged_usage(end_cause, meter)
-    if usage.counts and pinned.prices.bearer_of(CALL):
-        usage = usage.with_one(CALL)
-    charge = rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
+    charged = charged_usage(end_cause, meter, policy=admitted.opened.disconnect_policy)
+    usage, charge = charge_for(charged, admitted.pinned)
     record = close_record(
         admitted.opened,
         admitted.hold,

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-from steelyard.eventlog.outbox import EventDraft
+from steelyard.eventlog.attempt_records import EventDraft, OpenedAttempt
 from steelyard.ledger.hold import Hold
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import NO_USAGE, Usage
@@ -17,8 +17,35 @@ from steelyard.metering.usage_event import (
     UsageRecord,
     write_meters,
 )
-from steelyard.money import Money, write_decimal
-from steelyard.timestamp import write_timestamp
+from steelyard.money import Currency, Money, write_decimal
+from steelyard.timestamp import read_timestamp, write_timestamp
+
+
+def opened_attempt(hold: Hold, *, bound_input: int, bound_output: int) -> OpenedAttempt:
+    """What the outbox keeps of an attempt from its beginning."""
+    return OpenedAttempt(
+        id=hold.id,
+        source=hold.source,
+        payer_id=hold.payer_id,
+        currency=hold.amount.currency,
+        held=hold.amount.picos,
+        placed_at=write_timestamp(hold.placed_at),
+        bound_input=bound_input,
+        bound_output=bound_output,
+        opened=msgspec.Raw(hold.opened.encode()),
+    )
+
+
+def hold_of_attempt(attempt: OpenedAttempt) -> Hold:
+    """The hold of an attempt, as far as its event tells of it."""
+    return Hold(
+        id=attempt.id,
+        payer_id=attempt.payer_id,
+        amount=Money(attempt.held, Currency(attempt.currency)),
+        source=attempt.source,
+        placed_at=read_timestamp(attempt.placed_at),
+        opened=bytes(attempt.opened).decode(),
+    )
 
 
 def unserved_draft(

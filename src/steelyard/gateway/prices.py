@@ -93,6 +93,14 @@ class PriceDirectory:
             "no price book is in force yet; publish one with 'steelyard price publish FILE'"
         )
 
+    def pinned(self, sha256: str, *, model: str, at: datetime) -> PinnedPrices:
+        """The prices that were pinned before, by their version; raises PriceNotFound."""
+        found = [version for version in self.snapshot.copy if version.sha256 == sha256]
+        listed = self._entry(found[0], model) if found else None
+        if listed is None:
+            raise PriceNotFound(f"the price version {sha256} does not price the model {model!r}")
+        return PinnedPrices(found[0], listed, listed.at(at), at)
+
     def _in_force(self, organisation: Organisation, now: datetime) -> Iterator[PriceVersion]:
         scopes = [AppliesTo("organisation", organisation.name)]
         if organisation.plan:

@@ -72,7 +72,7 @@ async def relay_whole(
     answer = await admitted.upstream.answer(
         admitted.asked.upstream_path,
         admitted.upstream_body(),
-        request_id=admitted.opened.request_id,
+        request_id=admitted.hold.id,
     )
     if answer.status != 200:
         raise UpstreamRefused(answer)
@@ -97,7 +97,7 @@ async def relay_stream(
     async with admitted.upstream.stream(
         admitted.asked.upstream_path,
         admitted.upstream_body(),
-        request_id=admitted.opened.request_id,
+        request_id=admitted.hold.id,
     ) as stream:
         if stream.status != 200:
             raise UpstreamRefused(await stream.refusal())

@@ -19,6 +19,7 @@ from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, Admitted
 from steelyard.gateway.closing import Closed, close_attempt
+from steelyard.gateway.disconnecting import HeldBackClient
 from steelyard.gateway.event_stream import write_event
 from steelyard.gateway.relay import (
     DONE,
@@ -90,7 +91,7 @@ async def serve(
             closed = await _close(gateway, admitted, meter, relayed)
     assert closed is not None, "an attempt is closed before its end is told"
     try:
-        await _end(client, admitted, closed, relayed)
+        await _end(client, admitted, closed, relayed, is_drained=meter.is_drained)
     except ClientLeft:
         log.info("client.left_at_the_end", request_id=request_id, event_id=admitted.hold.id)
 
@@ -104,9 +105,12 @@ async def _relay_until_client_leaves(
 ) -> None:
     """Relay; a client that leaves cancels the work upstream."""
 
+    held_back = HeldBackClient(client, admitted, meter)
+
     async def watch() -> None:
         await client.left()
-        tasks.cancel_scope.cancel()
+        if not held_back.leave():
+            tasks.cancel_scope.cancel()
 
     now = gateway.clock.now
     async with anyio.create_task_group() as tasks:
@@ -114,7 +118,9 @@ async def _relay_until_client_leaves(
         try:
             if admitted.asked.is_streamed:
                 headers = _headers(admitted)
-                relayed.end = await relay_stream(admitted, meter, client, headers=headers, now=now)
+                relayed.end = await relay_stream(
+                    admitted, meter, held_back, headers=headers, now=now
+                )
             else:
                 relayed.whole = await relay_whole(admitted, meter, now=now)
         except ClientLeft:
@@ -146,6 +152,10 @@ async def _close(
 
 def _end_cause(relayed: _Relayed, meter: AnswerMeter) -> EndCause:
     has_output = bool(meter.delivered.output_tokens)
+    if meter.is_drained:
+        return "client_left" if has_output else "client_left_before_first_token"
+    if isinstance(relayed.failure, EventLogUnavailable):
+        return "event_log_failed"
     if meter.is_complete:
         if meter.reported is None:
             return "usage_missing"
@@ -164,8 +174,12 @@ async def _end(
     admitted: Admitted,
     closed: Closed | EventLogUnavailable,
     relayed: _Relayed,
+    *,
+    is_drained: bool,
 ) -> None:
     """Let the client see the end, now that the event is durable."""
+    if is_drained:
+        return
     if isinstance(closed, EventLogUnavailable):
         if not admitted.asked.is_streamed:
             raise closed

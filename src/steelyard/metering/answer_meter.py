@@ -17,6 +17,8 @@ class AnswerMeter:
     first_token_at: datetime | None = None
     finish_reason: str | None = None
     is_complete: bool = False
+    # The client has left, and the answer is read to its end all the same.
+    is_drained: bool = False
     _delivered_bytes: list[bytes] = field(default_factory=list[bytes])
 
     def report(self, usage: Usage, *, raw: bytes) -> None:
@@ -26,6 +28,8 @@ class AnswerMeter:
 
     def deliver(self, payload: bytes, *, at: datetime) -> None:
         """The client has been handed everything that was reported up to now."""
+        if self.is_drained:
+            return
         self._delivered_bytes.append(payload)
         if self.reported is None or not self.reported.output_tokens:
             return

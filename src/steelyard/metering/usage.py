@@ -95,6 +95,10 @@ class Usage:
         assert meter not in self.counts, f"{meter} is counted already"
         return Usage({**self.counts, meter: 1})
 
+    def of_prompt(self) -> "Usage":
+        """The part of it that was read, without what was written."""
+        return Usage({m: count for m, count in self.counts.items() if m in INPUT_TOKENS})
+
     @property
     def input_tokens(self) -> int:
         """All tokens of the prompt, whether cached or not (what OpenAI calls prompt_tokens)."""

@@ -26,6 +26,8 @@ EndCause = Literal[
     "gateway_crashed",
     "event_log_failed",
 ]
+# What a client that leaves is charged; the operator chooses.
+DisconnectPolicy = Literal["drain", "delivered", "prompt_only", "free"]
 CountSource = Literal["engine", "provider", "tokenizer", "estimate", "none"]
 
 
@@ -51,6 +53,7 @@ class OpenedRecord(msgspec.Struct, frozen=True, kw_only=True):
     request_digest: str
     build: str
     project_id: str | None = None
+    disconnect_policy: DisconnectPolicy = "delivered"
 
 
 class UsageRecord(OpenedRecord, frozen=True, kw_only=True):

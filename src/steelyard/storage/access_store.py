@@ -83,6 +83,7 @@ class SqlAccessStore:
             "hint": key.hint,
             "requests_per_minute": key.requests_per_minute,
             "input_tokens_max": key.input_tokens_max,
+            "disconnect_policy": key.disconnect_policy,
             "created_at": key.created_at,
             "revoked_at": None,
         }
@@ -251,4 +252,5 @@ def _key(row: Row[Any]) -> VirtualKey:
         created_at=row.created_at,
         revoked_at=row.revoked_at,
         project=_project(row) if row.p_name is not None else None,
+        disconnect_policy=row.disconnect_policy,
     )

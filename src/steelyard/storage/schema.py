@@ -88,6 +88,7 @@ virtual_keys = Table(
     Column("hint", String(32), nullable=False),
     Column("requests_per_minute", Integer),
     Column("input_tokens_max", Integer),
+    Column("disconnect_policy", String(16)),
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
     UniqueConstraint("department_id", "name"),

@@ -25,6 +25,7 @@ from steelyard.access.virtual_key import (
 from steelyard.entrypoints.cli.output import JsonFlag, show, show_rows, stores_opened
 from steelyard.entrypoints.cli.places import find_key_place, find_project_of
 from steelyard.ids import new_id, read_name
+from steelyard.metering.usage_event import DisconnectPolicy
 from steelyard.money import read_currency
 from steelyard.timestamp import write_timestamp
 
@@ -171,6 +172,10 @@ def create_key(
     input_tokens_max: Annotated[
         int | None, typer.Option(min=1, help="Longest prompt, in tokens.")
     ] = None,
+    disconnect: Annotated[
+        DisconnectPolicy | None,
+        typer.Option(help="What a caller that leaves is charged; default: as the gateway is set."),
+    ] = None,
     json: JsonFlag = False,
 ) -> None:
     """Create a virtual key. Its secret is shown once, now, and is kept nowhere."""
@@ -189,6 +194,7 @@ def create_key(
             created_at=stores.clock.now(),
             revoked_at=None,
             project=named,
+            disconnect_policy=disconnect,
         )
         stores.access.insert_key(key, secret_hash=hash_secret(secret, pepper=stores.pepper))
     title = "key created; this is the only time that its secret is shown"
@@ -291,6 +297,7 @@ def _key(key: VirtualKey) -> dict[str, Any]:
         "hint": key.hint,
         "requests_per_minute": key.requests_per_minute,
         "input_tokens_max": key.input_tokens_max,
+        "disconnect_policy": key.disconnect_policy,
         "created_at": write_timestamp(key.created_at),
         "revoked_at": _moment(key.revoked_at),
     }

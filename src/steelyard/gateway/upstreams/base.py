@@ -1,6 +1,6 @@
 """What the gateway needs from whatever answers."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -42,6 +42,14 @@ class UpstreamAnswer:
     retry_after: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LoggedAttempt:
+    """What an upstream's own log says of an attempt; `usage` is a usage block."""
+
+    usage: bytes
+    count_source: CountSource
+
+
 class UpstreamStream(Protocol):
     """An answer that comes in pieces."""
 
@@ -73,6 +81,11 @@ class Upstream(Protocol):
 
     async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
         """Raises UpstreamUnavailable or UpstreamFailed."""
+        ...
+
+    async def logged_attempts(self, request_ids: Sequence[str]) -> Mapping[str, LoggedAttempt]:
+        """What became of requests whose gateway died, as far as the upstream's own log knows of
+        them. Raises UpstreamUnavailable while it cannot say yet, UpstreamFailed on nonsense."""
         ...
 
     def stream(

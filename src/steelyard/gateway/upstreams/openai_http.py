@@ -1,14 +1,18 @@
 """Any server that speaks OpenAI's protocol over HTTP: our engine, vLLM and others."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
+from urllib.parse import quote
 
 import aiohttp
+import anyio
 import msgspec
 
+from steelyard.errors import Failure
 from steelyard.gateway.event_stream import EventStreamReader, EventTooLong
 from steelyard.gateway.upstreams.base import (
+    LoggedAttempt,
     ServedModel,
     UpstreamAnswer,
     UpstreamFailed,
@@ -18,6 +22,7 @@ from steelyard.metering.token_bound import TokenizerFacts
 from steelyard.metering.usage_event import CountSource
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+LOG_CALLS_MAX = 32
 
 
 class _Tokenizer(msgspec.Struct):
@@ -42,6 +47,21 @@ class _Models(msgspec.Struct):
 
 class _Count(msgspec.Struct):
     count: int
+
+
+class _Logged(msgspec.Struct):
+    """A line of the engine's request log; no end yet means that it is still at work."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    end: str | None = None
+
+    def as_usage(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
 
 
 class OpenAIHttpUpstream:
@@ -97,6 +117,42 @@ class OpenAIHttpUpstream:
     async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
         async with self._request("POST", path, body, request_id) as response:
             return await _read(response)
+
+    async def logged_attempts(self, request_ids: Sequence[str]) -> dict[str, LoggedAttempt]:
+        found: dict[str, LoggedAttempt] = {}
+        limiter = anyio.CapacityLimiter(LOG_CALLS_MAX)
+
+        async def look_up(request_id: str) -> None:
+            async with limiter:
+                logged = await self._logged_attempt(request_id)
+            if logged:
+                found[request_id] = logged
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for request_id in request_ids:
+                    tasks.start_soon(look_up, request_id)
+        except* Failure as failures:
+            raise UpstreamUnavailable(f"{self.name} does not tell what it did") from failures
+        return found
+
+    async def _logged_attempt(self, request_id: str) -> LoggedAttempt | None:
+        path = f"/v1/requests/{quote(request_id, safe='')}"
+        async with self._request("GET", path, None, None) as response:
+            answer = await _read(response)
+        if answer.status in {404, 405}:
+            return None
+        if answer.status != 200:
+            raise UpstreamUnavailable(f"{self.name} answered {path} with {answer.status}")
+        try:
+            logged = msgspec.json.decode(answer.body, type=_Logged)
+        except msgspec.ValidationError as error:
+            raise UpstreamFailed(
+                f"{self.name} tells of a request in a way we cannot read"
+            ) from error
+        if logged.end is None:
+            raise UpstreamUnavailable(f"{self.name} is still at work on {request_id}")
+        return LoggedAttempt(msgspec.json.encode(logged.as_usage()), self.count_source)
 
     @asynccontextmanager
     async def stream(self, path: str, body: bytes, *, request_id: str) -> AsyncGenerator["_Stream"]:

@@ -10,6 +10,7 @@ import anyio.lowlevel
 import msgspec
 
 from steelyard.gateway.upstreams.base import (
+    LoggedAttempt,
     ServedModel,
     UpstreamAnswer,
     UpstreamFailed,
@@ -58,6 +59,7 @@ class ScriptedUpstream:
     context_tokens_max: int = 8192
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     cancelled_count: int = 0
+    logged: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
     async def models(self) -> list[ServedModel]:
         self._check_presence()
@@ -67,6 +69,14 @@ class ScriptedUpstream:
         del body
         self._check_presence()
         return self.script.prompt_tokens
+
+    async def logged_attempts(self, request_ids: Sequence[str]) -> dict[str, LoggedAttempt]:
+        self._check_presence()
+        return {
+            request_id: LoggedAttempt(msgspec.json.encode(self.logged[request_id]), "provider")
+            for request_id in request_ids
+            if request_id in self.logged
+        }
 
     async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
         del path, request_id

@@ -33,6 +33,8 @@ class Asked:
     is_streamed: bool
     wants_usage: bool
     request_digest: str
+    # The client can ask for the answer again (Idempotency-Key), so it is finished without it.
+    is_repeatable: bool = False
 
     def upstream_body(self, *, model: str, input_tokens_max: int, output_tokens_max: int) -> bytes:
         """The request as the upstream gets it: bounded by what is held, usage always asked for."""

@@ -505,6 +505,7 @@ def upgrade() -> None:
         sa.Column("hint", sa.String(length=32), nullable=False),
         sa.Column("requests_per_minute", sa.Integer(), nullable=True),
         sa.Column("input_tokens_max", sa.Integer(), nullable=True),
+        sa.Column("disconnect_policy", sa.String(length=16), nullable=True),
         sa.Column("created_at", Moment(length=27), nullable=False),
         sa.Column("revoked_at", Moment(length=27), nullable=True),
         sa.ForeignKeyConstraint(

@@ -1,0 +1,81 @@
+"""The two records that an outbox keeps of each attempt, before they have their place in it."""
+
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import msgspec
+
+from steelyard.metering.usage_event import UsageEvent, UsageRecord
+from steelyard.timestamp import write_timestamp
+
+
+class OpenedAttempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt that was admitted: what is held for it, and all that a later life must know.
+
+    `opened` is an OpenedRecord as JSON, `held` picos; `bound_input` and `bound_output` are the most
+    tokens that the upstream was asked for. `lease_id` names the lease that the hold was granted
+    from; without one the hold has a row in the books.
+    """
+
+    id: str
+    source: str
+    payer_id: str
+    currency: str
+    held: int
+    placed_at: str
+    bound_input: int
+    bound_output: int
+    opened: msgspec.Raw
+    lease_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EventDraft:
+    """An event before the outbox has given it its place in the source's chain."""
+
+    id: str
+    at: datetime
+    record: UsageRecord
+
+
+@dataclass(slots=True)
+class PendingEvent:
+    """An event on its way to the disk; `done` tells when it is there."""
+
+    draft: EventDraft
+    done: "Future[None]" = field(default_factory=Future["None"])
+
+
+@dataclass(slots=True)
+class PendingOpening:
+    """An opened attempt on its way to the disk."""
+
+    attempt: OpenedAttempt
+    done: "Future[None]" = field(default_factory=Future["None"])
+
+
+def envelope(draft: EventDraft, *, source: str, sequence: int, previous_hash: str) -> UsageEvent:
+    """The event in its place in the chain of its source."""
+    return UsageEvent(
+        id=draft.id,
+        source=source,
+        sequence=str(sequence),
+        previoushash=previous_hash,
+        subject=draft.record.payer_id,
+        partitionkey=draft.record.organisation_id,
+        time=write_timestamp(draft.at),
+        data=draft.record,
+    )
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(OpenedAttempt)
+
+
+def encode_opened(attempt: OpenedAttempt) -> bytes:
+    return _encoder.encode(attempt)
+
+
+def decode_opened(body: bytes) -> OpenedAttempt:
+    return _decoder.decode(body)
