@@ -82,11 +82,21 @@ class Settings(BaseSettings):
     engine_waiting_max: int = Field(
         default=64, ge=0, description="requests that may wait for the engine; more get 503"
     )
+    engine_batch_tokens: int | None = Field(
+        default=None,
+        ge=32,
+        description="tokens that the engine's key-value memory holds; default: by free memory",
+    )
+    engine_prefix_caching: bool = Field(
+        default=True, description="whether prompts that begin alike share what was computed"
+    )
     engine_threads: int | None = Field(
         default=None, ge=1, description="threads of torch; default: half of the cores"
     )
     engine_request_log: Path | None = Field(
-        default=None, description="file that gets a JSON line for each request to the engine"
+        default=None,
+        description="file that gets two JSON lines for each request to the engine; "
+        "default: in the data folder",
     )
     input_tokens_max: int = Field(
         default=4096, ge=1, description="longest prompt in tokens, for keys without their own limit"
@@ -192,6 +202,10 @@ class Settings(BaseSettings):
     @property
     def logs_dir(self) -> Path:
         return self.data_dir / "logs"
+
+    @property
+    def engine_request_log_path(self) -> Path:
+        return self.engine_request_log or self.data_dir / "engine-requests.jsonl"
 
     @property
     def engine_address(self) -> str:

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from engine_process import EngineProcess, start_engine_process
 from tiny_model import make_tiny_model
 
 from steelyard.engine.loaded_model import LoadedModel
 from steelyard.engine.model_loading import LoadingChoices, load_model
 from steelyard.engine.model_source import find_model_source
+
+# A tiny model gains nothing from threads, and spinning ones starve the other tests.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

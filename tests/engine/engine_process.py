@@ -32,7 +32,9 @@ class EngineProcess:
     def logged(self, request_id: str) -> dict[str, Any]:
         assert self.request_log is not None
         lines = [json.loads(line) for line in self.request_log.read_text().splitlines()]
-        return next(line for line in lines if line["request_id"] == request_id)
+        return next(
+            line for line in lines if line["request_id"] == request_id and line["event"] == "ended"
+        )
 
     def wait_until_idle(self) -> None:
         wait_until(lambda: self.stats()["running"] + self.stats()["waiting"] == 0)

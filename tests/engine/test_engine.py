@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,10 +28,10 @@ class BreakableModel:
     def __getattr__(self, name: str) -> object:
         return getattr(self._inner, name)
 
-    def next_logits(self, token_ids: torch.Tensor, **more: object) -> torch.Tensor:
-        if token_ids.shape[0] == self.fails_with_rows:
+    def line_logits(self, token_ids: torch.Tensor, **more: Any) -> torch.Tensor:
+        if len(more["step_layout"].rows) == self.fails_with_rows:
             raise RuntimeError("out of memory, for example")
-        return self._inner.next_logits(token_ids, **more)  # pyright: ignore[reportArgumentType]
+        return self._inner.line_logits(token_ids, **more)
 
 
 def test_length_ends_an_answer_at_exactly_max_tokens(tiny: LoadedModel) -> None:
@@ -165,13 +166,15 @@ def test_a_listener_that_breaks_loses_only_its_own_sequence(tiny: LoadedModel) -
 def test_the_request_log_holds_the_counts_and_the_digest(tiny: LoadedModel, tmp_path: Path) -> None:
     path = tmp_path / "logs" / "requests.jsonl"
     prompt = tiny.encode_text("hello")
-    log = RequestLog(path, model="tiny", clock=SystemClock())
+    log = RequestLog(path, clock=SystemClock())
 
     with running_engine(tiny, request_log=log) as engine:
         run = submit(engine, prompt, max_tokens=9, ignore_eos=True).finish()
     log.close()
 
-    [line] = [json.loads(line) for line in path.read_text().splitlines()]
+    opened, line = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (opened["event"], line["event"]) == ("opened", "ended")
+    assert opened["prompt_tokens"] == len(prompt)
     assert line["prompt_tokens"] == len(prompt)
     assert line["completion_tokens"] == 9
     assert line["token_ids_sha256"] == digest_token_ids(run.token_ids)

@@ -8,9 +8,9 @@ import pytest
 from engine_runs import generate_alone, running_engine, submit
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
-from steelyard.engine.batch import PaddedBatch, SeparateRows
 from steelyard.engine.engine import Engine
 from steelyard.engine.loaded_model import LoadedModel
+from steelyard.engine.runners import PagedRunner, SeparateRunner
 from steelyard.engine.sequence import End
 
 
@@ -88,8 +88,8 @@ def test_a_sliding_window_model_is_decoded_row_by_row_and_stays_exact(
         runs = [submit(engine, prompt, max_tokens=30) for prompt in prompts]
         together = [run.finish().token_ids for run in runs]
 
-    assert isinstance(Engine(windowed)._batch, SeparateRows)
-    assert isinstance(Engine(tiny)._batch, PaddedBatch)
+    assert isinstance(Engine(windowed)._runner, SeparateRunner)
+    assert isinstance(Engine(tiny)._runner, PagedRunner)
     assert together == alone
 
 

@@ -114,7 +114,8 @@ def test_a_plain_completion_takes_text_or_token_ids(
     ]
 
     assert answers[0].choices[0].text == answers[1].choices[0].text == answers[2].choices[0].text
-    assert all(answer.usage == answers[0].usage for answer in answers)
+    counts = [(a.usage.prompt_tokens, a.usage.completion_tokens) for a in answers if a.usage]
+    assert counts == [counts[0]] * 3
 
 
 def test_a_plain_completion_has_sixteen_tokens_unless_asked(engine_process: EngineProcess) -> None:
@@ -352,3 +353,33 @@ def post_and_forget(process: EngineProcess, body: dict[str, Any]) -> socket.sock
     head = f"POST {PLAIN} HTTP/1.1\r\nHost: engine\r\nContent-Length: {len(content)}\r\n\r\n"
     connection.sendall(head.encode() + content)
     return connection
+
+
+def test_a_request_can_be_asked_for_by_its_id(engine_process: EngineProcess) -> None:
+    answer = ask(engine_process, headers={"X-Request-Id": "hold/7"})
+
+    found = httpx.get(f"{engine_process.url}/requests/hold/7").json()
+    unknown = httpx.get(f"{engine_process.url}/requests/nobody")
+
+    usage = answer.json()["usage"]
+    assert (found["state"], found["answers"][0]["end"]) == ("ended", "length")
+    assert found["completion_tokens"] == usage["completion_tokens"] == 5
+    assert found["answers"][0]["engine_us"] == usage["engine"]["engine_us"] > 0
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "request_unknown")
+
+
+def test_usage_tells_what_was_found_in_the_cache(engine_process: EngineProcess) -> None:
+    prompt = list(range(100, 150))
+
+    first, again = (ask(engine_process, prompt=prompt).json() for _ in range(2))
+    salted = ask(engine_process, prompt=prompt, cache_salt="mine").json()
+
+    found = [a["usage"]["prompt_tokens_details"]["cached_tokens"] for a in (first, again, salted)]
+    assert found == [0, 48, 0]
+    assert first["choices"] == again["choices"] == salted["choices"]
+
+
+def ask(process: EngineProcess, headers: dict[str, str] | None = None, **more: Any) -> Any:
+    body = {"model": "tiny", "prompt": "def add(", "max_tokens": 5, "temperature": 0}
+    body |= {"ignore_eos": True, **more}
+    return httpx.post(f"{process.url}/v1/completions", json=body, headers=headers or {}, timeout=60)

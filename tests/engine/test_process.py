@@ -84,7 +84,7 @@ def test_sigterm_cuts_what_outlasts_the_grace(tiny_folder: Path, tmp_path: Path)
         process.popen.send_signal(signal.SIGTERM)
         status = process.popen.wait(timeout=30)
 
-    [line] = [json.loads(line) for line in log.read_text().splitlines()]
+    _, line = [json.loads(line) for line in log.read_text().splitlines()]
     assert status == 0
     assert line["end"] == "cancelled"
 
@@ -95,3 +95,27 @@ def test_sigterm_while_loading_ends_at_once(tiny_folder: Path) -> None:
         status = process.popen.wait(timeout=20)
 
     assert status == 0
+
+
+def test_an_engine_killed_mid_batch_says_afterwards_what_was_lost(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    flags = ["--model", str(tiny_folder), "--request-log", str(tmp_path / "log.jsonl")]
+    body = {"model": "tiny", "prompt": "x", "max_tokens": 2000, "ignore_eos": True, "stream": True}
+    headers = {"X-Request-Id": "hold-1"}
+    with (
+        start_engine_process(*flags) as process,
+        httpx.stream("POST", f"{process.url}/v1/completions", json=body, headers=headers) as answer,
+    ):
+        # Kept, because a reader that is dropped closes the stream.
+        lines = answer.iter_lines()
+        next(lines)
+        before = httpx.get(f"{process.url}/requests/hold-1").json()
+        process.popen.kill()
+        process.popen.wait(timeout=30)
+
+    with start_engine_process(*flags, wait=False) as process:
+        after = httpx.get(f"{process.url}/requests/hold-1").json()
+
+    assert (before["state"], after["state"]) == ("running", "lost")
+    assert after["answers"][0]["prompt_tokens"] == 1

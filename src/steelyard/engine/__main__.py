@@ -12,6 +12,12 @@ def _parse_options(arguments: list[str]) -> EngineOptions:
     parser = argparse.ArgumentParser(
         prog="steelyard.engine", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument(
+        "--prefix-caching",
+        action=argparse.BooleanOptionalAction,
+        default=defaults.prefix_caching,
+        help="reuse the keys and values of prompts that begin alike",
+    )
     for name, kind, meaning in _FLAGS:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=getattr(defaults, name), help=meaning
@@ -30,6 +36,7 @@ _FLAGS = (
     ("max_model_len", int, "a smaller context than the model's own"),
     ("max_batch_size", int, "sequences that run together"),
     ("max_waiting", int, "sequences that may wait for a place"),
+    ("max_batch_tokens", int, "tokens of keys and values kept in all; else by free memory"),
     ("prefill_tokens_per_step", int, "prompt tokens fed before others get their next token"),
     ("threads", int, "torch threads"),
     ("request_log", Path, "append a JSON line here for each sequence that ends"),

@@ -71,7 +71,7 @@ class WholeAnswer(_AnswerResponse):
         if failure is not None:
             response = error_response(failure, headers=self._extra_headers)
         else:
-            body = whole_answer(self._shape, deltas)
+            body = whole_answer(self._shape, deltas, sequences=[self._sequence])
             response = json_response(body, headers=self._extra_headers)
         await response(scope, receive, send)
 
@@ -80,7 +80,7 @@ class StreamedAnswer(_AnswerResponse):
     """Server-sent events, one or more for each step of the sequence."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = ChunkWriter(self._shape)
+        writer = ChunkWriter(self._shape, [self._sequence])
         has_begun = False
         async for delta in self._each_delta():
             if not has_begun and delta.failure is not None:

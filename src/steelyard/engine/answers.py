@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from steelyard.engine.sequence import Delta
+from steelyard.engine.attribution import EngineTime
+from steelyard.engine.sequence import Delta, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +17,7 @@ class AnswerShape:
     created: int
     is_chat: bool
     prompt_token_ids: list[int]
+    device_kind: str = "cpu"
     with_token_ids: bool = False
     with_usage: bool = False
     with_running_usage: bool = False
@@ -24,13 +26,23 @@ class AnswerShape:
     def answer_id(self) -> str:
         return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.request_id}"
 
-    def usage(self, completion_tokens: int) -> dict[str, int]:
-        """Counts of ids fed and ids produced."""
+    def usage(self, sequences: list[Sequence], *, completion_tokens: int) -> dict[str, Any]:
+        """Counts of ids fed, found in the cache, and produced; and the time that they took."""
         prompt_tokens = len(self.prompt_token_ids)
+        time = EngineTime()
+        for sequence in sequences:
+            time.add(sequence.time)
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
+            # The first answer is the one that had the prompt computed; the others share it.
+            "prompt_tokens_details": {"cached_tokens": sequences[0].cached_tokens or 0},
+            "engine": {
+                "engine_us": time.engine_us,
+                "device_us": time.device_us,
+                "device": self.device_kind,
+            },
         }
 
     def envelope(self, *, is_chunk: bool) -> dict[str, Any]:
@@ -46,7 +58,9 @@ class AnswerShape:
         }
 
 
-def whole_answer(shape: AnswerShape, deltas: list[Delta]) -> dict[str, Any]:
+def whole_answer(
+    shape: AnswerShape, deltas: list[Delta], *, sequences: list[Sequence]
+) -> dict[str, Any]:
     """The body of an answer that is not streamed."""
     token_ids = [token_id for delta in deltas for token_id in delta.token_ids]
     end = deltas[-1].end
@@ -59,8 +73,9 @@ def whole_answer(shape: AnswerShape, deltas: list[Delta]) -> dict[str, Any]:
         choice["text"] = text
     if shape.with_token_ids:
         choice["token_ids"] = token_ids
+    usage = shape.usage(sequences, completion_tokens=len(token_ids))
     body = shape.envelope(is_chunk=False)
-    body |= {"choices": [choice], "usage": shape.usage(len(token_ids))}
+    body |= {"choices": [choice], "usage": usage}
     if shape.with_token_ids:
         body["prompt_token_ids"] = shape.prompt_token_ids
     return body
@@ -69,8 +84,9 @@ def whole_answer(shape: AnswerShape, deltas: list[Delta]) -> dict[str, Any]:
 class ChunkWriter:
     """Turns the deltas of one sequence into the chunks of its stream."""
 
-    def __init__(self, shape: AnswerShape) -> None:
+    def __init__(self, shape: AnswerShape, sequences: list[Sequence]) -> None:
         self._shape = shape
+        self._sequences = sequences
         self._completion_tokens = 0
         self._has_begun = False
         self._has_shown_prompt = False
@@ -121,10 +137,13 @@ class ChunkWriter:
 
     def _add_counts(self, chunk: dict[str, Any]) -> None:
         if self._shape.with_running_usage:
-            chunk["usage"] = self._shape.usage(self._completion_tokens)
+            chunk["usage"] = self._usage()
         elif self._shape.with_usage:
             chunk["usage"] = None
 
     def _usage_chunk(self) -> dict[str, Any]:
         chunk = self._shape.envelope(is_chunk=True)
-        return chunk | {"choices": [], "usage": self._shape.usage(self._completion_tokens)}
+        return chunk | {"choices": [], "usage": self._usage()}
+
+    def _usage(self) -> dict[str, Any]:
+        return self._shape.usage(self._sequences, completion_tokens=self._completion_tokens)

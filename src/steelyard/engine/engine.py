@@ -1,19 +1,22 @@
-"""The step loop: one thread admits, prefills, decodes and delivers, one small step at a time."""
+"""The step loop: one thread that plans, computes, draws and delivers, one small step at a time."""
 
 import threading
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 import torch
-from transformers import DynamicCache
 
-from steelyard.engine.batch import Batch, PaddedBatch, SeparateRows, can_pad
+from steelyard.engine.attribution import EngineTime, StepMeter, split_by_tokens
+from steelyard.engine.block_pool import BLOCK_TOKENS, BlockPool
+from steelyard.engine.kv_budget import bytes_per_token, count_blocks, free_memory
 from steelyard.engine.loaded_model import LoadedModel
+from steelyard.engine.paged_memory import PagedMemory
 from steelyard.engine.refusals import EngineOverloaded, EngineStepFailed, EngineStopped
 from steelyard.engine.request_log import RequestLog
+from steelyard.engine.runners import PagedRunner, Runner, SeparateRunner, paged_shapes
+from steelyard.engine.scheduler import Scheduler, StepRow
 from steelyard.engine.sequence import Delta, End, Sequence, SequenceRequest
 
 PREFILL_TOKENS_PER_STEP: Final = 256
@@ -31,13 +34,13 @@ class EngineStats:
     failed: int = 0
     steps: int = 0
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
-
-
-@dataclass(slots=True)
-class _Prefill:
-    sequence: Sequence
-    cache: DynamicCache
+    preemptions: int = 0
+    blocks: int = 0
+    blocks_held: int = 0
+    engine_us: int = 0
+    device_us: int = 0
 
 
 class Engine:
@@ -49,7 +52,9 @@ class Engine:
         *,
         max_batch_size: int = 8,
         max_waiting: int = 64,
+        max_batch_tokens: int | None = None,
         prefill_tokens_per_step: int = PREFILL_TOKENS_PER_STEP,
+        is_caching: bool = True,
         request_log: RequestLog | None = None,
     ) -> None:
         assert max_batch_size >= 1, max_batch_size
@@ -57,14 +62,34 @@ class Engine:
         self.model = model
         self._max_batch_size = max_batch_size
         self._max_waiting = max_waiting
-        self._prefill_tokens_per_step = prefill_tokens_per_step
         self._request_log = request_log
         self._counts = EngineStats()
-        self._waiting: deque[Sequence] = deque()
-        self._prefilling: deque[_Prefill] = deque()
-        can_share = model.can_position_rows and can_pad(model.new_cache())
-        self._batch: Batch = PaddedBatch(model) if can_share else SeparateRows(model)
-        self._open = 0
+        shapes = paged_shapes(model)
+        blocks = count_blocks(
+            max_batch_tokens=max_batch_tokens,
+            max_batch_size=max_batch_size,
+            max_model_len=model.max_model_len,
+            token_bytes=bytes_per_token(shapes or [], model.weights_dtype),
+            free_bytes=free_memory(model.device),
+        )
+        self.max_model_len = min(model.max_model_len, blocks * BLOCK_TOKENS)
+        self._runner: Runner = SeparateRunner(model)
+        if shapes is not None:
+            memory = PagedMemory(
+                shapes, blocks=blocks, dtype=model.weights_dtype, device=model.device
+            )
+            self._runner = PagedRunner(model, memory)
+        self._pool = BlockPool(blocks)
+        self._scheduler: Scheduler[Sequence] = Scheduler(
+            self._pool,
+            max_batch_size=max_batch_size,
+            prefill_tokens_per_step=prefill_tokens_per_step,
+            # Only blocks can be found again; a cache of its own ends with its sequence.
+            is_caching=is_caching and shapes is not None,
+        )
+        self._meter = StepMeter(model.device)
+        self._arrived: list[Sequence] = []
+        self._open: set[Sequence] = set()
         self._is_stopping = False
         self._wake = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -85,6 +110,11 @@ class Engine:
         """Whether sequences still make progress."""
         return self._thread.is_alive()
 
+    @property
+    def device_kind(self) -> str:
+        """Whose time `device_us` is: the gpu's or the cpu's."""
+        return self._meter.device_kind
+
     def submit(self, request: SequenceRequest, *, deliver: Callable[[Delta], None]) -> Sequence:
         """Queue a sequence; `deliver` is called from the engine thread for each of its deltas."""
         sequence = Sequence(
@@ -97,10 +127,11 @@ class Engine:
         with self._wake:
             if self._is_stopping or not self.is_alive:
                 raise EngineStopped
-            if self._open >= self._max_batch_size + self._max_waiting:
+            if len(self._open) >= self._max_batch_size + self._max_waiting:
                 raise EngineOverloaded
-            self._open += 1
-            self._waiting.append(sequence)
+            self._log(sequence, None)
+            self._open.add(sequence)
+            self._arrived.append(sequence)
             self._wake.notify()
         return sequence
 
@@ -113,17 +144,14 @@ class Engine:
     def stats(self) -> EngineStats:
         """The counts of this moment."""
         with self._wake:
-            waiting = len(self._waiting)
-            counts = self._counts
-            return EngineStats(
-                running=self._open - waiting,
-                waiting=waiting,
-                finished=counts.finished,
-                cancelled=counts.cancelled,
-                failed=counts.failed,
-                steps=counts.steps,
-                prompt_tokens=counts.prompt_tokens,
-                completion_tokens=counts.completion_tokens,
+            running = len(self._scheduler.running)
+            return replace(
+                self._counts,
+                running=running,
+                waiting=len(self._open) - running,
+                preemptions=self._scheduler.preemptions,
+                blocks=self._pool.blocks,
+                blocks_held=self._pool.held,
             )
 
     def _run(self) -> None:
@@ -139,144 +167,128 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         with self._wake:
-            self._wake.wait_for(lambda: self._is_stopping or self._open > 0)
+            self._wake.wait_for(lambda: self._is_stopping or bool(self._open))
             return not self._is_stopping
 
     @torch.inference_mode()
     def _step(self) -> None:
         self._counts.steps += 1
+        self._meter.begin()
+        self._take_arrivals()
         self._drop_cancelled()
-        self._admit()
-        self._prefill()
-        self._decode()
+        rows = self._scheduler.plan()
+        if not rows:
+            return
+        try:
+            token_ids = self._compute(rows)
+        except Exception as error:
+            self._account(rows)
+            # The blocks may hold half a step, so nothing that was in it can go on.
+            self._fail([row.sequence for row in rows], error)
+            return
+        self._scheduler.advance(rows)
+        drawing = [row.sequence for row in rows if row.is_drawing]
+        for row in rows:
+            row.sequence.note_progress()
+        outcomes = [
+            self._accept(sequence, token_id)
+            for sequence, token_id in zip(drawing, token_ids, strict=True)
+        ]
+        self._account(rows)
+        for sequence, delta in zip(drawing, outcomes, strict=True):
+            self._settle(sequence, delta)
+
+    def _take_arrivals(self) -> None:
+        with self._wake:
+            arrived, self._arrived = self._arrived, []
+        for sequence in arrived:
+            self._scheduler.arrive(sequence)
 
     def _drop_cancelled(self) -> None:
-        with self._wake:
-            dropped = [sequence for sequence in self._waiting if sequence.is_cancelled]
-            self._waiting = deque(s for s in self._waiting if not s.is_cancelled)
-        dropped += [p.sequence for p in self._prefilling if p.sequence.is_cancelled]
-        self._prefilling = deque(p for p in self._prefilling if not p.sequence.is_cancelled)
-        dropped += [row for row in self._batch.rows if row.is_cancelled]
-        self._keep_rows([i for i, row in enumerate(self._batch.rows) if not row.is_cancelled])
-        for sequence in dropped:
+        cancelled = [
+            sequence
+            for sequence in (*self._scheduler.running, *self._scheduler.waiting)
+            if sequence.is_cancelled
+        ]
+        for sequence in cancelled:
             self._close(sequence, Delta(end=End.CANCELLED))
 
-    def _admit(self) -> None:
+    def _compute(self, rows: list[StepRow[Sequence]]) -> list[int]:
+        """The next token of each row that draws."""
+        logits = self._runner.run(rows)
+        drawing = [row.sequence for row in rows if row.is_drawing]
+        if not drawing:
+            return []
+        if all(sequence.sampler.is_plain_greedy for sequence in drawing):
+            return logits.argmax(-1).tolist()
+        return [sequence.sampler.draw(logits[i]) for i, sequence in enumerate(drawing)]
+
+    def _account(self, rows: list[StepRow[Sequence]]) -> None:
+        """Share the step's time out by the tokens that each row fed."""
+        whole = self._meter.end()
+        tokens = [row.tokens for row in rows]
+        engine_us = split_by_tokens(whole.engine_us, tokens)
+        device_us = split_by_tokens(whole.device_us, tokens)
+        for row, engine_share, device_share in zip(rows, engine_us, device_us, strict=True):
+            row.sequence.time.add(EngineTime(engine_share, device_share))
         with self._wake:
-            free = self._max_batch_size - len(self._prefilling) - len(self._batch.rows)
-            for _ in range(min(free, len(self._waiting))):
-                sequence = self._waiting.popleft()
-                self._prefilling.append(_Prefill(sequence, self.model.new_cache()))
+            self._counts.engine_us += whole.engine_us
+            self._counts.device_us += whole.device_us
 
-    def _prefill(self) -> None:
-        # A long prompt is fed over many steps, so that the rows decoding beside it keep moving.
-        budget = self._prefill_tokens_per_step
-        while budget > 0 and self._prefilling:
-            prefill = self._prefilling[0]
-            try:
-                fed, token_id = self._feed_prompt(prefill, budget)
-            except Exception as error:
-                self._prefilling.popleft()
-                self._fail([prefill.sequence], error)
-                continue
-            budget -= fed
-            if token_id is not None:
-                self._prefilling.popleft()
-                self._accept(prefill.sequence, token_id)
-                self._join(prefill)
-
-    def _feed_prompt(self, prefill: _Prefill, budget: int) -> tuple[int, int | None]:
-        """How many ids were fed, and after the last of them the first id of the answer."""
-        sequence, device = prefill.sequence, self.model.device
-        begin = sequence.prompt_tokens_prefilled
-        end = min(begin + budget, sequence.prompt_tokens)
-        chunk = sequence.request.prompt_token_ids[begin:end]
-        logits = self.model.next_logits(
-            torch.tensor([chunk], device=device),
-            cache=prefill.cache,
-            position_ids=torch.arange(begin, end, device=device).unsqueeze(0),
-        )
-        sequence.prompt_tokens_prefilled = end
-        is_last = end == sequence.prompt_tokens
-        return end - begin, sequence.sampler.draw(logits[0]) if is_last else None
-
-    def _join(self, prefill: _Prefill) -> None:
-        if prefill.sequence.end is not None:
-            return
+    def _accept(self, sequence: Sequence, token_id: int) -> Delta:
         try:
-            self._batch.join(prefill.sequence, prefill.cache)
+            return sequence.accept(token_id)
         except Exception as error:
-            self._lose_batch(error, [*self._batch.rows, prefill.sequence])
+            _log.error("engine.text_failed", exc_info=error)
+            return Delta(end=End.FAILED, failure=_step_failure(error))
 
-    def _decode(self) -> None:
-        if not self._batch.rows:
-            return
-        rows = list(self._batch.rows)
-        try:
-            logits = self._batch.decode()
-            token_ids = [row.sampler.draw(logits[i]) for i, row in enumerate(rows)]
-        except Exception as error:
-            self._lose_batch(error, rows)
-            return
-        for row, token_id in zip(rows, token_ids, strict=True):
-            self._accept(row, token_id)
-        self._keep_rows([i for i, row in enumerate(rows) if row.end is None])
-
-    def _accept(self, sequence: Sequence, token_id: int) -> None:
-        try:
-            delta = sequence.accept(token_id)
-        except Exception as error:
-            self._fail([sequence], error)
-            return
+    def _settle(self, sequence: Sequence, delta: Delta) -> None:
         if delta.end is None:
             self._deliver(sequence, delta)
         else:
             self._close(sequence, delta)
 
-    def _lose_batch(self, error: Exception, sequences: list[Sequence]) -> None:
-        # The shared cache may hold half a step, so nothing that is in it can go on.
-        self._batch.keep([])
-        self._fail(sequences, error)
-
-    def _keep_rows(self, indices: list[int]) -> None:
-        if len(indices) < len(self._batch.rows):
-            self._batch.keep(indices)
-
     def _fail(self, sequences: list[Sequence], error: Exception) -> None:
         _log.error("engine.step_failed", sequences=len(sequences), exc_info=error)
-        failure = EngineStepFailed(f"the engine's step failed: {type(error).__name__}: {error}")
         for sequence in sequences:
-            self._close(sequence, Delta(end=End.FAILED, failure=failure))
+            self._close(sequence, Delta(end=End.FAILED, failure=_step_failure(error)))
 
     def _close(self, sequence: Sequence, delta: Delta) -> None:
         assert delta.end is not None
         sequence.end = delta.end
+        self._scheduler.leave(sequence)
+        self._runner.forget(sequence)
+        self._record(sequence, delta)
+
+    def _record(self, sequence: Sequence, delta: Delta) -> None:
+        assert delta.end is not None
         with self._wake:
-            self._open -= 1
+            self._open.discard(sequence)
             if sequence.request.is_recorded:
                 self._count(sequence, delta.end)
-        if sequence.request.is_recorded:
-            self._write_log(sequence, delta.end)
+        # Written before it is told, so that who was answered can always be found in the log.
+        self._log(sequence, delta.end)
         self._deliver(sequence, delta)
 
-    def _count(self, sequence: Sequence, end: End) -> None:
-        self._counts.prompt_tokens += sequence.prompt_tokens_prefilled
-        self._counts.completion_tokens += sequence.completion_tokens
-        if end is End.CANCELLED:
-            self._counts.cancelled += 1
-        elif end is End.FAILED:
-            self._counts.failed += 1
-        else:
-            self._counts.finished += 1
-
-    def _write_log(self, sequence: Sequence, end: End) -> None:
-        if self._request_log is None:
+    def _log(self, sequence: Sequence, end: End | None) -> None:
+        if self._request_log is None or not sequence.request.is_recorded:
             return
         try:
-            self._request_log.append(sequence, end=end)
+            if end is None:
+                self._request_log.record_opened(sequence, model=self.model.name)
+            else:
+                self._request_log.record_ended(sequence, model=self.model.name, end=end)
         except OSError as error:
             # A full disk must not take the answers down with it.
             _log.error("engine.request_log_failed", error=str(error))
+
+    def _count(self, sequence: Sequence, end: End) -> None:
+        self._counts.finished += end in (End.STOP, End.LENGTH)
+        self._counts.cancelled += end is End.CANCELLED
+        self._counts.failed += end is End.FAILED
+        self._counts.prompt_tokens += sequence.prompt_tokens_prefilled
+        self._counts.cached_tokens += sequence.cached_tokens or 0
+        self._counts.completion_tokens += sequence.completion_tokens
 
     def _deliver(self, sequence: Sequence, delta: Delta) -> None:
         try:
@@ -287,10 +299,11 @@ class Engine:
 
     def _close_all(self, end: End, *, failure: EngineStopped) -> None:
         with self._wake:
-            left = [*self._waiting, *(p.sequence for p in self._prefilling), *self._batch.rows]
-            self._waiting.clear()
-        self._prefilling.clear()
-        self._batch.rows = []
+            left = list(self._open)
         for sequence in left:
-            if sequence.end is None:
-                self._close(sequence, Delta(end=end, failure=failure))
+            sequence.end = end
+            self._record(sequence, Delta(end=end, failure=failure))
+
+
+def _step_failure(error: Exception) -> EngineStepFailed:
+    return EngineStepFailed(f"the engine's step failed: {type(error).__name__}: {error}")

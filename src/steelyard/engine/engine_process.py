@@ -21,6 +21,7 @@ import uvloop
 from steelyard.clock import SystemClock
 from steelyard.engine.http_server import Serving, build_app
 from steelyard.engine.model_source import SMOLLM2, ModelKind, ModelSource, find_model_source
+from steelyard.engine.request_log import RequestLog
 from steelyard.errors import Failure, SteelyardError
 from steelyard.listening import listen
 
@@ -50,8 +51,10 @@ class EngineOptions:
     max_model_len: int | None = None
     max_batch_size: int = 8
     max_waiting: int = 64
+    max_batch_tokens: int | None = None
     prefill_tokens_per_step: int = 256
     threads: int | None = None
+    prefix_caching: bool = True
     request_log: Path | None = None
     body_bytes_max: int = 4 * 1024 * 1024
     shutdown_grace_s: int = 30
@@ -100,7 +103,12 @@ class _EngineProcess:
     def __init__(self, options: EngineOptions, source: ModelSource) -> None:
         self._options = options
         self._source = source
-        self._serving = Serving(body_bytes_max=options.body_bytes_max)
+        log = options.request_log
+        # Open before there is an engine: after a crash, what was lost can be asked for at once.
+        self._serving = Serving(
+            body_bytes_max=options.body_bytes_max,
+            request_log=None if log is None else RequestLog(log, clock=SystemClock()),
+        )
         self._failure: BaseException | None = None
         self._loading = threading.Thread(target=self._load, name="loading", daemon=True)
         config = uvicorn.Config(
@@ -134,7 +142,9 @@ class _EngineProcess:
 
     def _load(self) -> None:
         try:
-            self._serving.engine = _start_engine(self._options, self._source)
+            self._serving.engine = _start_engine(
+                self._options, self._source, request_log=self._serving.request_log
+            )
         except BaseException as error:
             self._failure = error
             self._server.should_exit = True
@@ -153,11 +163,12 @@ class _Server(uvicorn.Server):
             signal.signal(number, self.handle_exit)
 
 
-def _start_engine(options: EngineOptions, source: ModelSource) -> Engine:
+def _start_engine(
+    options: EngineOptions, source: ModelSource, *, request_log: RequestLog | None
+) -> Engine:
     _import_torch(threads=options.threads)
     from steelyard.engine.engine import Engine
     from steelyard.engine.model_loading import LoadingChoices, load_model
-    from steelyard.engine.request_log import RequestLog
     from steelyard.engine.warm_up import warm_up
 
     choices = LoadingChoices(
@@ -168,15 +179,14 @@ def _start_engine(options: EngineOptions, source: ModelSource) -> Engine:
         max_model_len=options.max_model_len,
     )
     model = load_model(source, choices, progress=_report_progress)
-    log = None
-    if options.request_log is not None:
-        log = RequestLog(options.request_log, model=model.name, clock=SystemClock())
     engine = Engine(
         model,
         max_batch_size=options.max_batch_size,
         max_waiting=options.max_waiting,
+        max_batch_tokens=options.max_batch_tokens,
+        is_caching=options.prefix_caching,
         prefill_tokens_per_step=options.prefill_tokens_per_step,
-        request_log=log,
+        request_log=request_log,
     )
     engine.start()
     warm_up(engine)

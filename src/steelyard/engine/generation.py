@@ -66,10 +66,12 @@ def make_sequence_request(
     *,
     prompt_token_ids: list[int],
     request_id: str,
+    max_model_len: int,
+    fairness_key: str = "",
 ) -> SequenceRequest:
     """Check the body against the model's limits, and fill in what it does not say."""
-    _check_prompt(body, len(prompt_token_ids), max_model_len=model.max_model_len)
-    room = model.max_model_len - len(prompt_token_ids)
+    _check_prompt(body, len(prompt_token_ids), max_model_len=max_model_len)
+    room = max_model_len - len(prompt_token_ids)
     return SequenceRequest(
         request_id=request_id,
         prompt_token_ids=prompt_token_ids,
@@ -77,11 +79,17 @@ def make_sequence_request(
         sampling=_sampling(body, model),
         stop=read_stops(body.stop),
         ignore_eos=bool(body.ignore_eos),
+        fairness_key=fairness_key,
+        cache_salt=body.cache_salt or "",
     )
 
 
 def make_answer_shape(
-    body: ChatBody | CompletionBody, request: SequenceRequest, *, created: int
+    body: ChatBody | CompletionBody,
+    request: SequenceRequest,
+    *,
+    created: int,
+    device_kind: str,
 ) -> AnswerShape:
     """What the answer must show."""
     options = body.stream_options or StreamOptions()
@@ -92,6 +100,7 @@ def make_answer_shape(
         created=created,
         is_chat=isinstance(body, ChatBody),
         prompt_token_ids=request.prompt_token_ids,
+        device_kind=device_kind,
         with_token_ids=bool(body.return_token_ids),
         with_usage=bool(options.include_usage),
         with_running_usage=running,

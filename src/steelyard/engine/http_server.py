@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import anyio.to_thread
 from anyio import CapacityLimiter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,7 +22,13 @@ from steelyard.engine.error_responses import (
     http_exception_response,
     json_response,
 )
-from steelyard.engine.refusals import BodyTooLarge, EngineLoading, EngineStopped
+from steelyard.engine.refusals import (
+    BodyTooLarge,
+    EngineLoading,
+    EngineStopped,
+    RequestLogOff,
+    RequestUnknown,
+)
 from steelyard.engine.wire import (
     ChatBody,
     CompletionBody,
@@ -34,9 +41,10 @@ from steelyard.ids import new_id
 
 if TYPE_CHECKING:
     from steelyard.engine.engine import Engine
+    from steelyard.engine.request_log import RequestLog
 
 # What a proxy or a log may safely carry.
-_REQUEST_ID: Final = re.compile(r"[!-~]{1,200}")
+_OPAQUE: Final = re.compile(r"[!-~]{1,200}")
 _TOKENIZER_THREADS: Final = 2
 Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
@@ -48,6 +56,7 @@ class Serving:
 
     body_bytes_max: int
     engine: Engine | None = None
+    request_log: RequestLog | None = None
     created: int = field(default_factory=unix_seconds)
 
     def ready_engine(self) -> Engine:
@@ -65,6 +74,7 @@ def build_app(serving: Serving) -> Starlette:
     routes = [
         Route("/health", edge.health),
         Route("/stats", _guard(edge.stats)),
+        Route("/requests/{request_id:path}", _guard(edge.find_request)),
         Route("/v1/models", _guard(edge.models)),
         Route("/tokenize", _guard(edge.tokenize), methods=["POST"]),
         Route("/v1/chat/completions", _guard(edge.chat), methods=["POST"]),
@@ -92,15 +102,26 @@ class _Edge:
     async def stats(self, _request: Request) -> Response:
         return json_response(asdict(self._serving.ready_engine().stats()))
 
+    async def find_request(self, request: Request) -> Response:
+        request_id = request.path_params["request_id"]
+        log = self._serving.request_log
+        if log is None:
+            raise RequestLogOff
+        found = await anyio.to_thread.run_sync(log.find, request_id)
+        if found is None:
+            raise RequestUnknown
+        return json_response(found)
+
     async def models(self, _request: Request) -> Response:
-        model = self._serving.ready_engine().model
+        engine = self._serving.ready_engine()
+        model = engine.model
         facts = asdict(model.facts) | {"dtype": model.dtype, "device": str(model.device)}
         entry = {
             "id": model.name,
             "object": "model",
             "created": self._serving.created,
             "owned_by": "steelyard",
-            "max_model_len": model.max_model_len,
+            "max_model_len": engine.max_model_len,
             "steelyard": facts,
         }
         return json_response({"object": "list", "data": [entry]})
@@ -108,12 +129,13 @@ class _Edge:
     async def tokenize(self, request: Request) -> Response:
         from steelyard.engine.generation import check_model_name, tokenize_body
 
-        model = self._serving.ready_engine().model
+        engine = self._serving.ready_engine()
+        model = engine.model
         body = await self._read(request, TokenizeBody)
         check_model_name(body.model, model)
         token_ids = await tokenize_body(body, model, limiter=self._limiter)
         return json_response(
-            {"count": len(token_ids), "max_model_len": model.max_model_len, "tokens": token_ids}
+            {"count": len(token_ids), "max_model_len": engine.max_model_len, "tokens": token_ids}
         )
 
     async def chat(self, request: Request) -> Response:
@@ -141,9 +163,13 @@ class _Edge:
             body,
             engine.model,
             prompt_token_ids=await tokenize_body(body, engine.model, limiter=self._limiter),
-            request_id=_request_id(request),
+            request_id=_opaque_header(request, "x-request-id") or new_id(),
+            max_model_len=engine.max_model_len,
+            fairness_key=_opaque_header(request, "x-fairness-key"),
         )
-        shape = make_answer_shape(body, sequence_request, created=unix_seconds())
+        shape = make_answer_shape(
+            body, sequence_request, created=unix_seconds(), device_kind=engine.device_kind
+        )
         answer = StreamedAnswer if body.stream else WholeAnswer
         return answer(engine, sequence_request, shape=shape)
 
@@ -164,9 +190,9 @@ async def _read_body(request: Request, bytes_max: int) -> bytes:
     return bytes(body)
 
 
-def _request_id(request: Request) -> str:
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else new_id()
+def _opaque_header(request: Request, name: str) -> str:
+    given = request.headers.get(name, "")
+    return given if _OPAQUE.fullmatch(given) else ""
 
 
 def _guard(endpoint: Endpoint) -> Endpoint:

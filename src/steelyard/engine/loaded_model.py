@@ -11,6 +11,7 @@ import jinja2
 import torch
 from transformers import DynamicCache
 
+from steelyard.engine.paged_memory import Paging, StepLayout
 from steelyard.engine.refusals import ChatTemplateMissing, InvalidRequest
 from steelyard.engine.tokenizer_facts import Message, TokenizerFacts
 
@@ -44,10 +45,14 @@ class LoadedModel:
         self.facts = facts
         self.defaults = defaults
         self.device: torch.device = model.device
+        self.weights_dtype: torch.dtype = model.dtype
         self.dtype: str = str(model.dtype).removeprefix("torch.")
         self.vocabulary_size: int = model.get_input_embeddings().weight.shape[0]
+        # Found out by the first engine that runs the model.
+        self.paging: Paging | None = None
         self._model = model
         self._tokenizer = TokenizerCalls(tokenizer)
+        self._own_attention: str = model.config._attn_implementation
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
@@ -80,10 +85,37 @@ class LoadedModel:
         )
         return output.logits[:, -1, :]
 
+    @torch.inference_mode()
+    def line_logits(
+        self,
+        token_ids: torch.Tensor,
+        *,
+        position_ids: torch.Tensor,
+        keep: torch.Tensor,
+        step_layout: StepLayout,
+    ) -> torch.Tensor:
+        """Feed all rows of a step as one line; the logits after the tokens at `keep`."""
+        output = self._model(
+            input_ids=token_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            logits_to_keep=keep,
+            step_layout=step_layout,
+        )
+        return output.logits[0]
+
     @property
-    def can_position_rows(self) -> bool:
-        """Whether rows can be told their positions; without that they cannot be padded."""
-        return self._takes_positions
+    def can_be_paged(self) -> bool:
+        """Whether it is worth trying: positions, kept logits and attention can be told to it."""
+        return (
+            self._takes_positions
+            and self._takes_logits_to_keep
+            and bool(getattr(self._model, "_supports_attention_backend", False))
+        )
+
+    def use_attention(self, name: str | None) -> None:
+        """Compute attention by the function of this name, or by the model's own choice."""
+        self._model.set_attn_implementation(name or self._own_attention)
 
     def encode_text(self, text: str) -> list[int]:
         """The ids of a bare prompt, with what the tokenizer adds by itself."""

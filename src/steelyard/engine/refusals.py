@@ -91,6 +91,18 @@ class EngineStopped(EngineRefusal):
     error_type = "server_error"
 
 
+class RequestUnknown(EngineRefusal):
+    """The request log holds no request with this id."""
+
+    code = "request_unknown"
+
+
+class RequestLogOff(EngineRefusal):
+    """This engine keeps no request log; start it with --request-log."""
+
+    code = "request_log_off"
+
+
 class EngineStepFailed(Failure):
     """A step of the engine failed; the sequences in it are lost, others go on."""
 
@@ -106,6 +118,8 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     PromptOverBound: 400,
     ChatTemplateMissing: 400,
     ServedModelNotFound: 404,
+    RequestUnknown: 404,
+    RequestLogOff: 404,
     BodyTooLarge: 413,
     EngineStepFailed: 500,
     EngineLoading: 503,

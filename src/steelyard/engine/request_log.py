@@ -1,14 +1,31 @@
-"""An append-only file with one JSON line for each sequence that ended: counts, never contents."""
+"""An append-only file with two JSON lines for each sequence, at its beginning and its end.
+
+Counts, never contents. A beginning without an end from a run of the engine that is over means that
+the engine was killed in the middle: billing asks for this after a crash.
+"""
+
+from __future__ import annotations
 
 import hashlib
 import struct
+import threading
+from collections import OrderedDict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.engine.sequence import End, Sequence
 from steelyard.errors import Failure
+from steelyard.ids import new_id
+
+if TYPE_CHECKING:
+    # Not at run time: the log must be readable before torch is imported.
+    from steelyard.engine.sequence import End, Sequence
+
+# What can be asked for by id; older lines stay in the file.
+_REQUESTS_INDEXED: Final = 100_000
+_BYTES_READ_AT_START: Final = 64 * 1024 * 1024
 
 
 class RequestLogUnwritable(Failure):
@@ -23,33 +40,140 @@ def digest_token_ids(token_ids: list[int]) -> str:
 
 
 class RequestLog:
-    """Writes a line at the end of each sequence."""
+    """Writes what begins and ends, and finds a request again by its id."""
 
-    def __init__(self, path: Path, *, model: str, clock: Clock) -> None:
-        self._model = model
+    def __init__(self, path: Path, *, clock: Clock) -> None:
+        self._path = path
         self._clock = clock
+        self._run_id = new_id()
+        self._lock = threading.Lock()
+        self._offsets: OrderedDict[str, list[int]] = OrderedDict()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab")
+            self._file = path.open("a+b")
+            self._read_what_is_there()
         except OSError as error:
             raise RequestLogUnwritable(
                 f"cannot append to the request log {path}: {error}"
             ) from error
 
-    def append(self, sequence: Sequence, *, end: End) -> None:
+    def record_opened(self, sequence: Sequence, *, model: str) -> None:
+        """Record that a sequence begins, before any token of it is known."""
+        request = sequence.request
+        self._write(
+            {
+                "at": self._now(),
+                "request_id": request.request_id,
+                "index": request.index,
+                "event": "opened",
+                "run_id": self._run_id,
+                "model": model,
+                "prompt_tokens": sequence.prompt_tokens,
+            }
+        )
+
+    def record_ended(self, sequence: Sequence, *, model: str, end: End) -> None:
         """Record one ended sequence; the line reaches the operating system before this returns."""
-        line = {
-            "at": self._clock.now().isoformat(timespec="microseconds"),
-            "request_id": sequence.request.request_id,
-            "model": self._model,
-            "prompt_tokens": sequence.prompt_tokens_prefilled,
-            "completion_tokens": sequence.completion_tokens,
-            "token_ids_sha256": digest_token_ids(sequence.token_ids),
-            "end": end.value,
+        request = sequence.request
+        self._write(
+            {
+                "at": self._now(),
+                "request_id": request.request_id,
+                "index": request.index,
+                "event": "ended",
+                "run_id": self._run_id,
+                "model": model,
+                "prompt_tokens": sequence.prompt_tokens_prefilled,
+                "cached_tokens": sequence.cached_tokens or 0,
+                "completion_tokens": sequence.completion_tokens,
+                "token_ids_sha256": digest_token_ids(sequence.token_ids),
+                "end": end.value,
+                "engine_us": sequence.time.engine_us,
+                "device_us": sequence.time.device_us,
+            }
+        )
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """What is known of the last request with this id."""
+        with self._lock:
+            offsets = list(self._offsets.get(request_id, ()))
+        if not offsets:
+            return None
+        with self._path.open("rb") as opened:
+            lines = [_line_at(opened, offset) for offset in offsets]
+        answers: dict[int, dict[str, Any]] = {}
+        for line in lines:
+            answers[line["index"]] = self._answer(line)
+        ended = [answer for answer in answers.values() if answer["state"] == "ended"]
+        states = [answer["state"] for answer in answers.values()]
+        return {
+            "request_id": request_id,
+            "model": lines[0]["model"],
+            "state": next((s for s in ("lost", "running") if s in states), "ended"),
+            # Several answers to one prompt share it, and it counts once.
+            "prompt_tokens": max((answer["prompt_tokens"] for answer in ended), default=0),
+            "completion_tokens": sum(answer["completion_tokens"] for answer in ended),
+            "answers": [answers[index] for index in sorted(answers)],
         }
-        self._file.write(msgspec.json.encode(line) + b"\n")
-        self._file.flush()
 
     def close(self) -> None:
         """Write no more."""
         self._file.close()
+
+    def _answer(self, line: dict[str, Any]) -> dict[str, Any]:
+        if line["event"] == "opened":
+            state = "running" if line["run_id"] == self._run_id else "lost"
+        else:
+            state = "ended"
+        kept = {key: value for key, value in line.items() if key not in _NOT_SHOWN}
+        return {"state": state, **kept}
+
+    def _now(self) -> str:
+        return self._clock.now().isoformat(timespec="microseconds")
+
+    def _write(self, line: dict[str, Any]) -> None:
+        with self._lock:
+            offset = self._file.seek(0, 2)
+            self._file.write(msgspec.json.encode(line) + b"\n")
+            self._file.flush()
+            self._index(line, offset)
+
+    def _index(self, line: dict[str, Any], offset: int) -> None:
+        request_id = line["request_id"]
+        if line["event"] == "opened" and line["index"] == 0:
+            # The same id asked again is a new request.
+            self._offsets.pop(request_id, None)
+        self._offsets.setdefault(request_id, []).append(offset)
+        if len(self._offsets) > _REQUESTS_INDEXED:
+            self._offsets.popitem(last=False)
+
+    def _read_what_is_there(self) -> None:
+        size = self._file.seek(0, 2)
+        offset = self._file.seek(max(0, size - _BYTES_READ_AT_START))
+        if offset > 0:
+            offset += len(self._file.readline())
+        for raw in self._file:
+            if not raw.endswith(b"\n"):
+                # The engine was killed while it wrote; the next line must not grow onto this one.
+                self._file.write(b"\n")
+                break
+            line = _decode(raw)
+            if line is not None:
+                self._index(line, offset)
+            offset += len(raw)
+
+
+_NOT_SHOWN: Final = {"request_id", "event", "run_id", "model"}
+
+
+def _decode(raw: bytes) -> dict[str, Any] | None:
+    try:
+        line = msgspec.json.decode(raw, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return None
+    return line if {"request_id", "index", "event", "run_id", "model"} <= line.keys() else None
+
+
+def _line_at(opened: Any, offset: int) -> dict[str, Any]:
+    opened.seek(offset)
+    return msgspec.json.decode(opened.readline(), type=dict[str, Any])

@@ -33,6 +33,11 @@ class Sampler:
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         self._generator.manual_seed(seed)
 
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether the best token is all that is wanted, so that rows can be drawn together."""
+        return self._sampling.is_greedy
+
     def draw(self, logits: torch.Tensor) -> int:
         """One token id from a row of logits."""
         if self._sampling.is_greedy:

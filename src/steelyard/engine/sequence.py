@@ -7,6 +7,7 @@ from enum import Enum
 
 import torch
 
+from steelyard.engine.attribution import EngineTime
 from steelyard.engine.detokenizer import Detokenizer
 from steelyard.engine.sampler import Sampler, Sampling
 from steelyard.engine.stop_strings import StopStrings
@@ -32,6 +33,11 @@ class SequenceRequest:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    # Which of a request's answers this is.
+    index: int = 0
+    # Whose turn it is, and who may find whose prompts in the cache: opaque words of the caller.
+    fairness_key: str = ""
+    cache_salt: str = ""
     # The warm-up is nobody's request, so it is neither counted nor logged.
     is_recorded: bool = True
 
@@ -61,8 +67,14 @@ class Sequence:
         assert request.prompt_token_ids, "an empty prompt has no next token"
         assert request.max_tokens >= 1, request.max_tokens
         self.request = request
-        self.token_ids: list[int] = []
+        self.context_ids = list(request.prompt_token_ids)
+        self.computed = 0
+        self.blocks: list[int] = []
+        self.digests: list[bytes] = []
+        # How much of the prompt was found in the cache when it was admitted; None before.
+        self.cached_tokens: int | None = None
         self.prompt_tokens_prefilled = 0
+        self.time = EngineTime()
         self.is_cancelled = False
         self.end: End | None = None
         self.sampler = Sampler(request.sampling, device=device)
@@ -77,20 +89,40 @@ class Sequence:
         return len(self.request.prompt_token_ids)
 
     @property
+    def token_ids(self) -> list[int]:
+        """The ids that the model produced."""
+        return self.context_ids[self.prompt_tokens :]
+
+    @property
     def completion_tokens(self) -> int:
         """How many ids the model produced, the end-of-sequence id among them."""
-        return len(self.token_ids)
+        return len(self.context_ids) - self.prompt_tokens
+
+    @property
+    def fairness_key(self) -> str:
+        """Whose turn it takes."""
+        return self.request.fairness_key
+
+    @property
+    def cache_root(self) -> bytes:
+        """What the digests of its blocks begin with."""
+        return self.request.cache_salt.encode()
+
+    def note_progress(self) -> None:
+        """Remember how much of the prompt was fed, even if its blocks are lost later."""
+        fed = min(self.computed, self.prompt_tokens)
+        self.prompt_tokens_prefilled = max(self.prompt_tokens_prefilled, fed)
 
     def accept(self, token_id: int) -> Delta:
         """Take the next token and say what it adds; sets `end` when it is the last."""
-        self.token_ids.append(token_id)
+        self.context_ids.append(token_id)
         if token_id in self._eos_token_ids:
             return self._finish("", token_id, end=End.STOP)
         text, stopped = self._stop_strings.add(self._detokenizer.add(token_id))
         if stopped:
             self.end = End.STOP
             return Delta(text=text, token_ids=[token_id], end=End.STOP)
-        if len(self.token_ids) == self.request.max_tokens:
+        if self.completion_tokens == self.request.max_tokens:
             return self._finish(text, token_id, end=End.LENGTH)
         return Delta(text=text, token_ids=[token_id])
 

@@ -58,6 +58,7 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     return_token_ids: bool | None = None
     max_prompt_tokens: int | None = None
     ignore_eos: bool | None = None
+    cache_salt: str | None = None
     n: Any = None
     best_of: Any = None
     logprobs: Any = None

@@ -119,6 +119,13 @@ def engine(
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest context, in tokens [STEELYARD_MAX_MODEL_LEN].")
     ] = None,
+    max_batch_size: Annotated[
+        int | None, typer.Option(help="Answers produced together [STEELYARD_ENGINE_BATCH_MAX].")
+    ] = None,
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens kept in key-value memory [STEELYARD_ENGINE_BATCH_TOKENS]."),
+    ] = None,
     data_dir: DataOption = None,
 ) -> None:
     """Start the engine: PyTorch inference behind an OpenAI-compatible API, useful alone."""
@@ -130,6 +137,8 @@ def engine(
         device=device,
         dtype=dtype,
         max_model_len=max_model_len,
+        engine_batch_max=max_batch_size,
+        engine_batch_tokens=max_batch_tokens,
         data_dir=data_dir,
     )
     raise typer.Exit(_run_engine(settings))
@@ -157,8 +166,10 @@ def _run_engine(settings: Settings) -> int:
             max_model_len=settings.max_model_len,
             max_batch_size=settings.engine_batch_max,
             max_waiting=settings.engine_waiting_max,
+            max_batch_tokens=settings.engine_batch_tokens,
+            prefix_caching=settings.engine_prefix_caching,
             threads=settings.engine_threads,
-            request_log=settings.engine_request_log,
+            request_log=settings.engine_request_log_path,
             body_bytes_max=settings.request_bytes_max,
         )
     )
