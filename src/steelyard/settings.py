@@ -200,6 +200,10 @@ class Settings(BaseSettings):
         return self.data_dir / "outbox"
 
     @property
+    def tokenizers_dir(self) -> Path:
+        return self.data_dir / "tokenizers"
+
+    @property
     def logs_dir(self) -> Path:
         return self.data_dir / "logs"
 

@@ -19,6 +19,8 @@ from steelyard.entrypoints.cli import (
     services,
     suspense,
     tenants,
+    tokenizers,
+    tokens,
 )
 from steelyard.entrypoints.cli.output import console, error_console, print_json
 from steelyard.entrypoints.logs import configure_logs
@@ -70,6 +72,8 @@ for module in (
     prices_import,
     re_ratings,
     reports,
+    tokenizers,
+    tokens,
     doctor,
 ):
     module.register(application)
