@@ -177,7 +177,7 @@ def _rows_only(bench: Bench, count: int) -> float:
     insert = BulkInsert(table)
     moment = write_timestamp(MONTH)
     charges = '[["input.text",100,2000000],["output.text",30,10000000]]'
-    booked = (500_000_000, charges, f"{new_id()}:500000000", "settled")
+    booked = (500_000_000, charges, f"{new_id()}:500000000", "", "settled")
     rows = [
         (new_id(), 1, n, b"\0" * 32, 1, 1, n % BATCH, moment, moment, *booked) for n in range(count)
     ]

@@ -13,12 +13,7 @@ from steelyard.billing.credit_line import set_credit_limit
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS, UsageSums, write_charges
-from steelyard.billing.ledger_checks import (
-    PostingSums,
-    check_balances,
-    check_holds,
-    check_sums,
-)
+from steelyard.billing.ledger_checks import TransactionCheck, check_balances, check_holds
 from steelyard.billing.settlement import settle_batch
 from steelyard.billing.top_up import GrantTerms, add_credit, grant_credit
 from steelyard.clock import FakeClock
@@ -215,11 +210,14 @@ class FundWorld:
     def differences(self) -> list[str]:
         """What the ledger's own checks find wrong."""
         with self.stores.audit.snapshot() as snapshot:
-            sums = PostingSums.of(snapshot.postings())
+            transactions = TransactionCheck.of(snapshot.transactions())
+            sums = transactions.by_account
+            windows = snapshot.budget_windows()
+            reserved = {window: count for window, (count, _) in windows.items() if count}
             checks = [
-                check_sums(sums),
-                *check_balances(sums, snapshot.balances()),
-                check_holds(sums, snapshot.holds(), snapshot.budget_reservations()),
+                transactions.finish(),
+                *check_balances(sums, snapshot.accounts()),
+                check_holds(sums, snapshot.holds(), reserved, snapshot.hold_conflicts()),
             ]
         return [difference for check in checks for difference in check.differences]
 

@@ -192,7 +192,7 @@ def test_ten_thousand_holds_are_taken_at_once(write: OpenUnit) -> None:
         ("DELETE FROM ledger_transactions", "append-only"),
         ("UPDATE grants SET priority = 1", "append-only"),
         (
-            "INSERT INTO ledger_transactions VALUES ('t', 'top_up', 'r', 'now', NULL, NULL)",
+            "INSERT INTO ledger_transactions VALUES ('t', 'top_up', 'r', 'now', NULL, NULL, 's')",
             "sum to zero",
         ),
         (
@@ -227,7 +227,7 @@ def test_the_database_refuses_postings_that_do_not_sum_to_zero(
                 f"INSERT INTO ledger_postings VALUES ('t', '{account}', {picos})"
             )
         connection.exec_driver_sql(
-            "INSERT INTO ledger_transactions VALUES ('t', 'top_up', 'r', 'now', NULL, NULL)"
+            "INSERT INTO ledger_transactions VALUES ('t', 'top_up', 'r', 'now', NULL, NULL, 's')"
         )
 
 

@@ -10,13 +10,12 @@ import msgspec
 from steelyard.billing.event_rating import EventNotRateable, calls_are_priced, rate_record
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS
 from steelyard.billing.invariant_check import Check
-from steelyard.billing.ledger_checks import PostingSums
 from steelyard.billing.settlement_matrix import MATRIX
-from steelyard.billing.stored_event import EventRow, HourRow
-from steelyard.ledger.hold import Hold, read_draws
+from steelyard.billing.stored_event import HourRow, ReplayedEvent
+from steelyard.ledger.hold import read_budget_draws, read_draws
 from steelyard.metering.upstream_usage import OpenAIUsage, translate_openai_usage
-from steelyard.metering.usage import CALL
-from steelyard.metering.usage_event import UsageEvent, decode_event, hash_event, write_meters
+from steelyard.metering.usage import CALL, TOKEN_METERS
+from steelyard.metering.usage_event import UsageEvent, write_meters
 from steelyard.money import read_decimal
 from steelyard.pricing.price_book import CanonicalDocument
 
@@ -26,63 +25,57 @@ FIRST_PREVIOUS_HASH = "0" * 64
 class EventCheck(Protocol):
     """An invariant over all events."""
 
-    def see(self, event: EventRow) -> None: ...
+    def see(self, event: ReplayedEvent) -> None: ...
 
     def finish(self) -> Check: ...
 
 
-class EffectCheck:
-    """I4: what a batch posted is what its events say, no more and no less."""
+class RowCheck:
+    """I4: the columns of an event, by which it is billed, are what its bytes say."""
 
-    def __init__(self, postings: PostingSums, holds: Mapping[str, Hold]) -> None:
-        claim = "every event has its one effect on the ledger, and every effect has its events"
-        self._check = Check("I4", claim)
-        self._posted = postings.by_batch
-        self._holds = holds
-        self._expected: dict[tuple[str, str], int] = defaultdict(int)
+    def __init__(self, period_ends: Mapping[str, frozenset[str]]) -> None:
+        self._check = Check("I4", "every event is booked as its bytes say, whose hash it has")
+        self._period_ends = period_ends
 
-    def see(self, event: EventRow) -> None:
-        self._check.expect(
-            event.id not in self._holds, lambda: f"event {event.id} is booked, its hold still open"
+    def see(self, event: ReplayedEvent) -> None:
+        row, said = event.row, event.said
+        record = said.data
+        path = (
+            record.organisation_id,
+            record.department_id,
+            record.project_id or "",
+            record.key_id,
+            record.payer_id,
+            record.model_served,
+            record.upstream,
+            record.currency,
+            record.price_version,
         )
-        decoded = _try_decode(event)
-        if decoded is None:
-            return
-        held = read_decimal(decoded.data.held)
-        self._expect(event, f"held:{event.path.payer_id}", -held)
-        if event.outcome == "suspended":
-            self._expect(event, "suspense", held)
-            return
-        draws = read_draws(event.draws)
-        captured = sum(draw.picos for draw in draws)
-        self._expect(event, "revenue", event.amount)
-        self._expect(event, "suspense", captured - event.amount)
-        self._expect(event, f"back:{event.path.payer_id}", held - captured)
-
-    def finish(self) -> Check:
-        posted: dict[tuple[str, str], int] = defaultdict(int)
-        for (batch, account_id), picos in self._posted.items():
-            posted[batch, _fold(account_id)] += picos
-        for key in sorted(posted.keys() | self._expected.keys()):
-            found, expected = posted.get(key, 0), self._expected.get(key, 0)
+        pairs = {
+            "content hash": (row.content_hash, event.content_hash),
+            "source": (row.source, said.source),
+            "sequence": (str(row.sequence), said.sequence),
+            "path": (tuple(row.path), path),
+            "end": (row.ended_at, record.ended_at),
+            "hold": (row.id, record.hold_id),
+        }
+        for what, (booked, expected) in pairs.items():
             self._check.expect(
-                found == expected,
-                lambda k=key, f=found, e=expected: (
-                    f"batch {k[0]} posted {f} picos to {k[1]}, its events say {e}"
+                booked == expected,
+                lambda w=what, b=booked, e=expected: (
+                    f"event {row.id}: {w} is {b}, its bytes say {e}"
                 ),
             )
+        is_late = row.billed_at > row.ended_at and row.billed_at in self._period_ends.get(
+            record.organisation_id, frozenset()
+        )
+        self._check.expect(
+            row.billed_at == row.ended_at or is_late,
+            lambda: f"event {row.id} is billed at {row.billed_at}, and ended at {row.ended_at}",
+        )
+
+    def finish(self) -> Check:
         return self._check
-
-    def _expect(self, event: EventRow, account: str, picos: int) -> None:
-        self._expected[event.batch, f"{account}:{event.path.currency}"] += picos
-
-
-def _fold(account_id: str) -> str:
-    """What returns to a payer's grants and credit line counts as one."""
-    kind, *owner, currency = account_id.split(":")
-    if kind in {"prepaid", "receivable"}:
-        return f"back:{owner[0]}:{currency}"
-    return account_id
 
 
 class RatingCheck:
@@ -92,69 +85,66 @@ class RatingCheck:
         self._check = Check("I5", "event, price book and charge lines agree to the last pico")
         self._documents = documents
 
-    def see(self, event: EventRow) -> None:
-        if event.outcome != "settled":
+    def see(self, event: ReplayedEvent) -> None:
+        row = event.row
+        if row.outcome != "settled":
             return
-        rated = self._rate_again(event)
-        lines = sum(count * picos for _, count, picos in json.loads(event.charges))
-        amounts = rated, event.amount, lines
+        rated = self._rate_again(event.said)
+        lines = sum(count * picos for _, count, picos in json.loads(row.charges))
+        amounts = rated, row.amount, lines
         self._check.expect(
             len(set(amounts)) == 1,
-            lambda: f"event {event.id}: rated {rated}, booked {event.amount}, lines {lines}",
+            lambda: f"event {row.id}: rated {rated}, booked {row.amount}, lines {lines}",
         )
 
     def finish(self) -> Check:
         return self._check
 
-    def _rate_again(self, event: EventRow) -> int | str:
+    def _rate_again(self, event: UsageEvent) -> int | str:
+        record = event.data
         try:
-            record = decode_event(event.body).data
             document = self._documents.get(record.price_version)
             if document is None:
                 return "without a price version"
             total = sum(line.picos for line in rate_record(record, document=document))
-        except (msgspec.DecodeError, EventNotRateable) as error:
+        except EventNotRateable as error:
             return str(error)
         stated = read_decimal(record.amount)
         return total if total == stated else f"{total}, stated as {stated}"
 
 
 class ChainCheck:
-    """I7: no source has a gap, and no event was changed."""
+    """I7: no source has a gap. A log may bring the events of a source in any order."""
 
     def __init__(self) -> None:
-        self._check = Check("I7", "no source has a gap; every event hashes to what follows it")
-        self._source = ""
-        self._sequence = 0
-        self._previous_hash = FIRST_PREVIOUS_HASH
+        self._check = Check("I7", "no source has a gap; every event names the hash before it")
+        # By source: the last sequence of the chain so far, and its hash.
+        self._ends: dict[str, tuple[int, str]] = defaultdict(lambda: (0, FIRST_PREVIOUS_HASH))
+        # Those that came before one that they follow: a few, or a gap.
+        self._early: dict[str, dict[int, tuple[str, str, str]]] = defaultdict(dict)
 
-    def see(self, event: EventRow) -> None:
-        check = self._check
-        if event.source != self._source:
-            self._source, self._sequence = event.source, 0
-            self._previous_hash = FIRST_PREVIOUS_HASH
-        expected = self._sequence + 1
-        found_hash = hash_event(event.body)
-        check.expect(
-            found_hash == event.content_hash.hex(),
-            lambda: f"event {event.id} was changed after it was booked",
-        )
-        check.expect(
-            event.sequence == expected,
-            lambda: f"{event.source}: found {event.sequence}, expected {expected}",
-        )
-        decoded = _try_decode(event)
-        check.expect(
-            decoded is not None and decoded.previoushash == self._previous_hash,
-            lambda: f"event {event.id} does not follow the one before it",
-        )
-        check.expect(
-            decoded is not None and (decoded.id, decoded.source) == (event.id, event.source),
-            lambda: f"event {event.id} is booked under another name than its own",
-        )
-        self._sequence, self._previous_hash = event.sequence, found_hash
+    def see(self, event: ReplayedEvent) -> None:
+        source, sequence = event.row.source, event.row.sequence
+        link = event.row.id, event.said.previoushash, event.content_hash.hex()
+        early = self._early[source]
+        early[sequence] = link
+        last, end = self._ends[source]
+        while last + 1 in early:
+            event_id, previous, content_hash = early.pop(last + 1)
+            self._check.expect(
+                previous == end,
+                lambda i=event_id: f"event {i} does not follow the one before it",
+            )
+            last, end = last + 1, content_hash
+        self._ends[source] = last, end
 
     def finish(self) -> Check:
+        for source, early in self._early.items():
+            expected, found = self._ends[source][0] + 1, min(early, default=0)
+            self._check.expect(
+                not early,
+                lambda s=source, f=found, e=expected: f"{s}: found {f}, expected {e}",
+            )
         return self._check
 
 
@@ -165,10 +155,10 @@ class CountCheck:
         self._check = Check("I9", "tokens billed are the tokens that the upstream reported")
         self._documents = documents
 
-    def see(self, event: EventRow) -> None:
-        decoded = _try_decode(event)
+    def see(self, event: ReplayedEvent) -> None:
+        decoded = event.said
         # Of an answer that was cut short only the delivered part is billed.
-        if decoded is None or MATRIX[decoded.data.end_cause] != "reported":
+        if MATRIX[decoded.data.end_cause] != "reported":
             return
         raw = decoded.data.upstream_usage
         reported = (
@@ -178,7 +168,7 @@ class CountCheck:
             reported = reported.with_one(CALL)
         self._check.expect(
             reported is not None and write_meters(reported) == decoded.data.meters,
-            lambda: f"event {event.id} bills other counts than were reported",
+            lambda: f"event {decoded.id} bills other counts than were reported",
         )
 
     def finish(self) -> Check:
@@ -201,17 +191,18 @@ class HourCheck:
         self._check = Check("I10", "every hourly sum is what its events add up to")
         self._sums: dict[tuple[object, ...], list[int]] = defaultdict(lambda: [0, 0])
 
-    def see(self, event: EventRow) -> None:
-        if event.outcome != "settled":
+    def see(self, event: ReplayedEvent) -> None:
+        row = event.row
+        if row.outcome != "settled":
             return
-        billed, used = event.billed_at[:HOUR_CHARACTERS], event.ended_at[:HOUR_CHARACTERS]
-        path = event.path
+        billed, used = row.billed_at[:HOUR_CHARACTERS], row.ended_at[:HOUR_CHARACTERS]
+        path = row.path
         self._sums["request_hours", path, billed][0] += 1
-        for meter, count, picos_per_unit in json.loads(event.charges):
+        for meter, count, picos_per_unit in json.loads(row.charges):
             found = self._sums["usage_hours", path, billed, used, meter, picos_per_unit]
             found[0] += count
             found[1] += count * picos_per_unit
-        for draw in read_draws(event.draws):
+        for draw in read_draws(row.draws):
             owner = path.organisation_id, path.payer_id
             key = "funding_hours", *owner, billed, draw.grant_id, path.currency
             self._sums[key][0] += draw.picos
@@ -232,8 +223,38 @@ class HourCheck:
         return self._check
 
 
-def _try_decode(event: EventRow) -> UsageEvent | None:
-    try:
-        return decode_event(event.body)
-    except (msgspec.DecodeError, msgspec.ValidationError):
-        return None
+class BudgetCheck:
+    """I6: what budgets count as used is what their events used."""
+
+    def __init__(self, decisions: Mapping[str, int]) -> None:
+        self._check = Check("I6", "every budget has used what its events used")
+        self._decisions = decisions
+        self._used: dict[tuple[str, str], int] = defaultdict(int)
+
+    def see(self, event: ReplayedEvent) -> None:
+        row = event.row
+        if not row.budget_draws:
+            return
+        money = row.amount if row.outcome == "settled" else self._decisions.get(row.id, 0)
+        if not money and row.outcome == "suspended":
+            return
+        meters = event.said.data.meters
+        counted = (
+            {meter: count for meter, count, _ in json.loads(row.charges)}
+            if row.outcome == "settled"
+            else {meter: int(count) for meter, count in meters.items()}
+        )
+        tokens = sum(count for meter, count in counted.items() if meter in TOKEN_METERS)
+        for draw in read_budget_draws(row.budget_draws):
+            self._used[draw.budget_id, draw.window] += money if draw.unit == "money" else tokens
+
+    def compare(self, used: Mapping[tuple[str, str], int]) -> None:
+        for window in sorted(used.keys() | self._used.keys()):
+            found, expected = used.get(window, 0), self._used.get(window, 0)
+            self._check.expect(
+                found == expected,
+                lambda w=window, f=found, e=expected: f"budget {w} has used {f}, its events {e}",
+            )
+
+    def finish(self) -> Check:
+        return self._check

@@ -2,9 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from steelyard.billing.invariant_check import Check
+from steelyard.billing.stored_event import AccountRow, TransactionRow
 from steelyard.ledger.chart import NEVER_NEGATIVE, read_account_id
 from steelyard.ledger.hold import Hold
 
@@ -12,63 +12,83 @@ from steelyard.ledger.hold import Hold
 BATCH_TEMPLATES = frozenset({"settle_holds", "suspend_holds"})
 
 
-@dataclass(frozen=True, slots=True)
-class PostingRow:
-    transaction_id: str
-    template: str
-    reference: str
-    account_id: str
-    picos: int
+class TransactionCheck:
+    """I1: sees every transaction once, and keeps what each account's postings add up to."""
 
-
-@dataclass(slots=True)
-class PostingSums:
-    """What the postings add up to; those of batches by batch and account as well."""
-
-    by_account: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    by_transaction: dict[str, int] = field(default_factory=lambda: defaultdict(int))
-    by_batch: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))
+    def __init__(self) -> None:
+        self._check = Check("I1", "every transaction sums to zero and is as it was sealed")
+        self.by_account: dict[str, int] = defaultdict(int)
+        self.batch_count = 0
 
     @classmethod
-    def of(cls, postings: Iterable[PostingRow]) -> "PostingSums":
-        sums = cls()
-        for posting in postings:
-            sums.by_account[posting.account_id] += posting.picos
-            sums.by_transaction[posting.transaction_id] += posting.picos
-            if posting.template in BATCH_TEMPLATES:
-                sums.by_batch[posting.reference, posting.account_id] += posting.picos
-        return sums
+    def of(cls, transactions: Iterable[TransactionRow]) -> "TransactionCheck":
+        check = cls()
+        for transaction in transactions:
+            check.see(transaction)
+        return check
+
+    def see(self, transaction: TransactionRow) -> None:
+        check, postings = self._check, transaction.postings
+        whole = sum(postings.values())
+        check.expect(
+            whole == 0 and len(postings) >= 2,
+            lambda: f"{transaction.id} has {len(postings)} postings that sum to {whole} picos",
+        )
+        check.expect(
+            transaction.template is not None,
+            lambda: f"{transaction.id} has postings, and no transaction",
+        )
+        check.expect(
+            transaction.is_sealed, lambda: f"{transaction.id} was changed after it was booked"
+        )
+        for account_id, picos in postings.items():
+            self.by_account[account_id] += picos
+        self.batch_count += transaction.template in BATCH_TEMPLATES
+
+    def finish(self) -> Check:
+        whole = sum(self.by_account.values())
+        self._check.expect(whole == 0, lambda: f"the whole ledger sums to {whole} picos")
+        return self._check
 
 
-def check_sums(postings: PostingSums) -> Check:
-    check = Check("I1", "every transaction, and the whole ledger, sums to zero")
-    for transaction_id, picos in postings.by_transaction.items():
-        check.expect(picos == 0, lambda t=transaction_id, p=picos: f"{t} sums to {p} picos")
-    whole = sum(postings.by_account.values())
-    check.expect(whole == 0, lambda: f"the whole ledger sums to {whole} picos")
-    return check
-
-
-def check_balances(postings: PostingSums, balances: Mapping[str, int]) -> list[Check]:
-    replayed = Check("I6", "every balance is what its postings add up to")
-    positive = Check("I2", "no available balance and no held amount is negative")
-    for account_id in sorted(postings.by_account.keys() | balances.keys()):
-        found, expected = balances.get(account_id, 0), postings.by_account.get(account_id, 0)
-        replayed.expect(
+def check_balances(postings: Mapping[str, int], accounts: Iterable[AccountRow]) -> list[Check]:
+    """I2 and I6: balances by the postings, and none below its floor."""
+    added = Check("I6", "every balance is what its postings add up to")
+    positive = Check("I2", "no balance is below the floor of its account")
+    seen = {account.id: account for account in accounts}
+    for account_id in sorted(postings.keys() | seen.keys()):
+        account = seen.get(account_id)
+        found, expected = account.balance if account else 0, postings.get(account_id, 0)
+        added.expect(
             found == expected,
             lambda a=account_id, f=found, e=expected: f"{a} says {f}, its postings say {e}",
         )
-        if read_account_id(account_id).kind in NEVER_NEGATIVE:
-            positive.expect(expected >= 0, lambda a=account_id, e=expected: f"{a} is at {e}")
-    return [positive, replayed]
+        if account is not None:
+            _check_floor(positive, account, stands=expected)
+    return [positive, added]
+
+
+def _check_floor(check: Check, account: AccountRow, *, stands: int) -> None:
+    kind = read_account_id(account.id).kind
+    check.expect(account.kind == kind, lambda: f"{account.id} says that it is {account.kind}")
+    if kind in NEVER_NEGATIVE:
+        has_floor = account.floor == 0
+    elif kind == "receivable":
+        has_floor = account.floor is not None and account.floor <= 0
+    else:
+        has_floor = account.floor is None
+    check.expect(has_floor, lambda: f"{account.id} has the floor {account.floor}")
+    if account.floor is not None:
+        check.expect(stands >= account.floor, lambda: f"{account.id} is at {stands}")
 
 
 def check_holds(
-    postings: PostingSums,
+    postings: Mapping[str, int],
     holds: Iterable[Hold],
     reservations: Mapping[tuple[str, str], int],
+    conflicts: Iterable[str] = (),
 ) -> Check:
-    """Held money is that of the open holds, and so is what budgets have reserved."""
+    """I3: held money is that of the open holds, and so is what budgets have reserved."""
     check = Check("I3", "held money and reserved budgets are those of the open holds, and no other")
     held: dict[str, int] = defaultdict(int)
     reserved: dict[tuple[str, str], int] = defaultdict(int)
@@ -81,7 +101,7 @@ def check_holds(
         )
         for draw in hold.budget_draws:
             reserved[draw.budget_id, draw.window] += draw.amount
-    stands = {a: p for a, p in postings.by_account.items() if a.startswith("held:")}
+    stands = {a: p for a, p in postings.items() if a.startswith("held:")}
     for account_id in sorted(stands.keys() | held.keys()):
         found, expected = stands.get(account_id, 0), held.get(account_id, 0)
         check.expect(
@@ -94,4 +114,6 @@ def check_holds(
             said == expected,
             lambda w=window, s=said, e=expected: f"budget {w} reserves {s}, open holds {e}",
         )
+    for hold_id in conflicts:
+        check.expect(False, lambda h=hold_id: f"hold {h} has ended twice, or is open all the same")
     return check

@@ -155,9 +155,11 @@ class _Posting:
 
     def post(self) -> None:
         """Write it all: postings, events, sums and budgets."""
-        if not self.booked:
-            return
         batch, unit, at = self._batch, self._unit, self._at
+        if not self.booked:
+            # The books keep every record of the log, so that it can be replayed from its start.
+            unit.insert_events([], batch, path_ids=(), at=at)
+            return
         reference = f"{batch.log_id}/{batch.first_position}"
         ends = (ended.transaction(reference=reference, at=at) for ended in self._ended.values())
         unit.post([transaction for transaction in ends if transaction])

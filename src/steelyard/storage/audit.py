@@ -2,23 +2,57 @@
 
 import hashlib
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
 
-from sqlalchemy import Column, ColumnElement, Connection, Table, TextClause, func, select, text
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    Table,
+    TextClause,
+    exists,
+    func,
+    select,
+    text,
+)
 
 from steelyard.billing.event_preparation import UsagePath
-from steelyard.billing.ledger_checks import PostingRow
-from steelyard.billing.stored_event import EventRow, HourRow
+from steelyard.billing.ledger_checks import BATCH_TEMPLATES
+from steelyard.billing.stored_event import (
+    AccountRow,
+    AdjustmentRow,
+    EventRow,
+    GrantRow,
+    HourRow,
+    SegmentRow,
+    TransactionRow,
+)
 from steelyard.ledger.hold import Hold
-from steelyard.metering.event_segment import unpack_bodies
+from steelyard.metering.event_segment import SegmentUnreadable, unpack_bodies
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.storage import schema
 from steelyard.storage.database import Database
 from steelyard.storage.ledger_unit import hold_of
+from steelyard.storage.seal import SEALED_TABLES, seal_row, seal_transaction
+from steelyard.storage.set_statement import SetStatement
 from steelyard.timestamp import write_timestamp
 
 ROWS_AT_ONCE = 5_000
+
+_postings, _transactions = schema.ledger_postings, schema.ledger_transactions
+_EVENT_ROWS = SetStatement(
+    """SELECT id, source_id, sequence, content_hash, path_id, segment_id, place, ended_at,
+        billed_at, amount, charges, draws, budget_draws, outcome
+    FROM usage_events WHERE id IN :ids"""
+)
+_HOLD_CONFLICTS = """SELECT e.id FROM ended_holds AS e JOIN usage_events AS u ON u.id = e.id
+    UNION SELECT h.id FROM open_holds AS h JOIN usage_events AS u ON u.id = h.id
+    UNION SELECT h.id FROM open_holds AS h JOIN ended_holds AS e ON e.id = h.id"""
 
 
 class SqlAudit:
@@ -30,7 +64,7 @@ class SqlAudit:
     @contextmanager
     def snapshot(self) -> Generator["SqlAuditSnapshot"]:
         with self._database.read() as connection:
-            yield SqlAuditSnapshot(connection.execution_options(yield_per=ROWS_AT_ONCE))
+            yield SqlAuditSnapshot(connection)
 
     def price_documents(self) -> Mapping[str, CanonicalDocument]:
         with self.snapshot() as snapshot:
@@ -52,69 +86,138 @@ class SqlAuditSnapshot:
     """Implements Audit."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+        self._connection = connection.execution_options(yield_per=ROWS_AT_ONCE)
+        self._known_paths: dict[int, UsagePath] = {}
+        self._known_sources: dict[int, str] = {}
 
-    def postings(self) -> Iterator[PostingRow]:
-        postings, transactions = schema.ledger_postings, schema.ledger_transactions
-        query = select(
-            postings.c.transaction_id,
-            transactions.c.template,
-            transactions.c.reference,
-            postings.c.account_id,
-            postings.c.picos,
-        ).join(transactions, transactions.c.id == postings.c.transaction_id)
-        for row in self._connection.execute(query):
-            yield PostingRow(
-                row.transaction_id, row.template, row.reference, row.account_id, row.picos
+    def transactions(self) -> Iterator[TransactionRow]:
+        """With their postings; of those that have no postings any more, the row alone."""
+        columns = (_transactions, _postings.c.transaction_id, _postings.c.account_id)
+        query = (
+            select(*columns, _postings.c.picos)
+            .select_from(
+                _postings.outerjoin(_transactions, _transactions.c.id == _postings.c.transaction_id)
             )
+            .order_by(_postings.c.transaction_id)
+        )
+        found = self._connection.execute(query)
+        for transaction_id, rows in groupby(found, lambda row: row.transaction_id):
+            parts = list(rows)
+            yield _transaction(transaction_id, parts[0], {p.account_id: p.picos for p in parts})
+        has_postings = exists().where(_postings.c.transaction_id == _transactions.c.id)
+        for row in self._connection.execute(select(_transactions).where(~has_postings)):
+            yield _transaction(row.id, row, {})
+
+    def accounts(self) -> Sequence[AccountRow]:
+        rows = self._connection.execute(select(schema.ledger_accounts))
+        return [AccountRow(row.id, row.kind, row.balance, row.floor) for row in rows]
 
     def balances(self) -> Mapping[str, int]:
-        accounts = schema.ledger_accounts
-        rows = self._connection.execute(select(accounts.c.id, accounts.c.balance))
-        return {row.id: row.balance for row in rows}
+        return {account.id: account.balance for account in self.accounts()}
+
+    def grants(self) -> Mapping[str, GrantRow]:
+        rows = self._connection.execute(select(schema.grants))
+        return {row.id: GrantRow(row.id, row.payer_id, row.kind, row.currency) for row in rows}
+
+    def adjustments(self) -> Mapping[str, AdjustmentRow]:
+        rows = self._connection.execute(select(schema.adjustments))
+        return {
+            row.id: AdjustmentRow(
+                row.id,
+                row.kind,
+                row.payer_id,
+                row.currency,
+                row.amount,
+                row.draws,
+                row.reference,
+            )
+            for row in rows
+        }
+
+    def decisions(self) -> Mapping[str, int]:
+        decisions = schema.suspense_decisions
+        rows = self._connection.execute(select(decisions.c.event_id, decisions.c.amount))
+        return {row.event_id: row.amount for row in rows}
 
     def holds(self) -> Iterator[Hold]:
         for row in self._connection.execute(select(schema.open_holds)):
             yield hold_of(row)
 
-    def budget_reservations(self) -> Mapping[tuple[str, str], int]:
-        windows = schema.budget_windows
-        rows = self._connection.execute(select(windows).where(windows.c.reserved != 0))
-        return {(row.budget_id, row.window_name): row.reserved for row in rows}
+    def hold_conflicts(self) -> list[str]:
+        return [row.id for row in self._connection.execute(text(_HOLD_CONFLICTS))]
 
-    def events(self) -> Iterator[EventRow]:
-        events, sources, segments = (
-            schema.usage_events,
-            schema.event_sources,
-            schema.event_segments,
-        )
-        paths = self._paths()
-        query = (
-            select(events, sources.c.source, segments.c.log_id, segments.c.first_position)
-            .join(sources, sources.c.id == events.c.source_id)
-            .join(segments, segments.c.id == events.c.segment_id)
-            .order_by(sources.c.source, events.c.sequence)
-        )
-        segment, bodies = 0, list[bytes]()
-        for row in self._connection.execute(query):
-            if row.segment_id != segment:
-                segment, bodies = row.segment_id, self._bodies(row.segment_id)
-            place: int = row.place
-            yield EventRow(
-                id=row.id,
-                source=row.source,
-                sequence=row.sequence,
-                content_hash=bytes(row.content_hash),
-                path=paths[row.path_id],
-                batch=f"{row.log_id}/{row.first_position}",
-                ended_at=write_timestamp(row.ended_at),
-                billed_at=write_timestamp(row.billed_at),
-                amount=row.amount,
-                charges=row.charges,
-                draws=row.draws,
-                outcome=row.outcome,
-                body=bodies[place],
+    def budget_windows(self) -> Mapping[tuple[str, str], tuple[int, int]]:
+        rows = self._connection.execute(select(schema.budget_windows))
+        return {(row.budget_id, row.window_name): (row.reserved, row.used) for row in rows}
+
+    def segments(self) -> Iterator[SegmentRow]:
+        table = schema.event_segments
+        query = select(table.c.id, table.c.log_id, table.c.first_position, table.c.event_count)
+        for row in self._connection.execute(query.order_by(table.c.log_id, table.c.first_position)):
+            bodies = self._bodies(row.id)
+            yield SegmentRow(row.id, row.log_id, row.first_position, row.event_count, bodies)
+
+    def record_count(self) -> int:
+        """How many records `segments` will bring, as far as they say themselves."""
+        query = select(func.sum(schema.event_segments.c.event_count))
+        return int(self._connection.execute(query).scalar_one() or 0)
+
+    def event_rows(self, event_ids: Collection[str]) -> Mapping[str, EventRow]:
+        paths, sources = self._paths(), self._sources()
+        found: dict[str, EventRow] = {}
+        for row in _EVENT_ROWS.rows_in(self._connection, event_ids):
+            event_id, source_id, sequence, content_hash, path_id, *rest = row
+            segment_id, place, ended_at, billed_at, amount, charges, draws, budgets, outcome = rest
+            found[event_id] = EventRow(
+                id=event_id,
+                source=sources.get(source_id, f"unknown source {source_id}"),
+                sequence=sequence,
+                content_hash=bytes(content_hash),
+                path=paths.get(path_id, _NO_PATH),
+                segment_id=segment_id,
+                place=place,
+                ended_at=ended_at,
+                billed_at=billed_at,
+                amount=int(amount),
+                charges=charges,
+                draws=draws,
+                budget_draws=budgets,
+                outcome=outcome,
             )
+        return found
+
+    def event_count(self) -> int:
+        return self._count(schema.usage_events)
+
+    def batch_postings(self, batch: str) -> Sequence[tuple[str, Mapping[str, int]]]:
+        query = (
+            select(_transactions.c.id, _postings.c.account_id, _postings.c.picos)
+            .join(_postings, _postings.c.transaction_id == _transactions.c.id)
+            .where(
+                _transactions.c.reference == batch,
+                _transactions.c.template.in_(sorted(BATCH_TEMPLATES)),
+            )
+        )
+        found: dict[str, dict[str, int]] = defaultdict(dict)
+        for row in self._connection.execute(query):
+            found[row.id][row.account_id] = row.picos
+        return list(found.items())
+
+    def positions(self) -> Mapping[str, int]:
+        rows = self._connection.execute(select(schema.log_positions))
+        return {row.log_id: row.position for row in rows}
+
+    def quarantined_hashes(self) -> frozenset[bytes]:
+        rows = self._connection.execute(select(schema.quarantined_events.c.content_hash))
+        return frozenset(bytes.fromhex(row.content_hash) for row in rows)
+
+    def period_ends(self) -> Mapping[str, frozenset[str]]:
+        invoices = schema.invoices
+        ends: dict[str, set[str]] = defaultdict(set)
+        rows = self._connection.execute(select(invoices.c.organisation_id, invoices.c.period_end))
+        for row in rows:
+            ends[row.organisation_id].add(write_timestamp(row.period_end))
+        return {organisation: frozenset(moments) for organisation, moments in ends.items()}
 
     def hours(self) -> Iterator[HourRow]:
         paths = self._paths()
@@ -128,45 +231,94 @@ class SqlAuditSnapshot:
             if _hash(canonical) == sha256
         }
 
-    def tampered_prices(self) -> Sequence[str]:
-        return [sha256 for sha256, canonical in self._prices() if _hash(canonical) != sha256]
-
-    def tampered_invoices(self) -> Sequence[str]:
+    def tampered_documents(self) -> Sequence[str]:
+        found = [
+            f"price version {sha256}"
+            for sha256, canonical in self._prices()
+            if _hash(canonical) != sha256
+        ]
+        found += self._tampered_publications()
         invoices = schema.invoices
         rows = self._connection.execute(
             select(invoices.c.id, invoices.c.number, invoices.c.canonical)
         )
-        return [row.number for row in rows if _hash(row.canonical) != row.id]
+        found += [f"invoice {row.number}" for row in rows if _hash(row.canonical) != row.id]
+        for table in SEALED_TABLES:
+            key = next(iter(table.primary_key.columns)).name
+            for row in self._connection.execute(select(table)).mappings():
+                if row["seal"] != seal_row(table, {**row}):
+                    found.append(f"{table.name} {row[key]}")
+        return found
 
-    def invoice_count(self) -> int:
-        return self._count(schema.invoices)
-
-    def quarantined_count(self) -> int:
-        return self._count_without(
-            schema.quarantined_events, schema.quarantine_dismissals.c.content_hash
+    def document_count(self) -> int:
+        return sum(
+            self._count(table) for table in (schema.price_versions, schema.invoices, *SEALED_TABLES)
         )
+
+    def tampered_runs(self) -> Sequence[str]:
+        """The digest of an approved run is that of its events, in the order of their ids."""
+        runs, events = schema.re_rating_runs, schema.re_rated_events
+        query = select(runs.c.id, runs.c.canonical).where(runs.c.approved_at.is_not(None))
+        expected: dict[str, str] = {
+            row.id: json.loads(row.canonical)["digest"] for row in self._connection.execute(query)
+        }
+        digests: dict[str, Any] = defaultdict(hashlib.sha256)
+        ordered = select(events).order_by(events.c.run_id, events.c.event_id)
+        for row in self._connection.execute(ordered):
+            line = f"{row.event_id}:{row.amount_before}:{row.amount_after}\n"
+            digests[row.run_id].update(line.encode())
+        found: dict[str, str] = {run_id: digest.hexdigest() for run_id, digest in digests.items()}
+        names = sorted(expected.keys() | found.keys())
+        return [f"re-rating {run}" for run in names if found.get(run) != expected.get(run)]
 
     def suspended_count(self) -> int:
         events = schema.usage_events
         is_suspended = text("outcome = 'suspended'")
         return self._count_without(events, schema.suspense_decisions.c.event_id, is_suspended)
 
+    def quarantined_count(self) -> int:
+        return self._count_without(
+            schema.quarantined_events, schema.quarantine_dismissals.c.content_hash
+        )
+
+    def _tampered_publications(self) -> list[str]:
+        """Published books are numbered without a gap, and called what they call themselves."""
+        prices = schema.price_versions
+        query = select(prices.c.name, prices.c.publication, prices.c.canonical)
+        found: list[str] = []
+        rows = self._connection.execute(query.order_by(prices.c.publication))
+        for number, row in enumerate(rows, start=1):
+            if row.publication != number or f'"name":"{row.name}"' not in row.canonical:
+                found.append(f"price book {row.name}, or one before it,")
+        return found
+
     def _hours(self, table: Table, paths: Mapping[int, UsagePath]) -> Iterator[HourRow]:
         width = len(table.primary_key.columns)
         for row in self._connection.execute(select(table)):
             first, *rest = row[:width]
-            key = (paths[first] if table.c[0].name == "path_id" else first, *rest)
+            key = (paths.get(first, _NO_PATH) if table.c[0].name == "path_id" else first, *rest)
             yield HourRow(table.name, key, tuple(int(value) for value in row[width:]))
 
     def _paths(self) -> dict[int, UsagePath]:
-        rows = self._connection.execute(select(schema.usage_paths))
-        return {row.id: UsagePath(*row[1:]) for row in rows}
+        if not self._known_paths:
+            rows = self._connection.execute(select(schema.usage_paths))
+            self._known_paths = {row.id: UsagePath(*row[1:]) for row in rows}
+        return self._known_paths
+
+    def _sources(self) -> dict[int, str]:
+        if not self._known_sources:
+            rows = self._connection.execute(select(schema.event_sources))
+            self._known_sources = {row.id: row.source for row in rows}
+        return self._known_sources
 
     def _bodies(self, segment_id: int) -> list[bytes]:
         segments = schema.event_segments
         query = select(segments.c.body).where(segments.c.id == segment_id)
         body: bytes = self._connection.execute(query).scalar_one()
-        return unpack_bodies(body)
+        try:
+            return unpack_bodies(bytes(body))
+        except SegmentUnreadable:
+            return []
 
     def _prices(self) -> list[tuple[str, str]]:
         prices = schema.price_versions
@@ -188,6 +340,17 @@ class SqlAuditSnapshot:
     def _count(self, table: Table) -> int:
         query = select(func.count()).select_from(table)
         return self._connection.execute(query).scalar_one()
+
+
+_NO_PATH = UsagePath(*["unknown"] * len(UsagePath._fields))
+
+
+def _transaction(transaction_id: str, row: Row[Any], postings: Mapping[str, int]) -> TransactionRow:
+    head = row.id, row.template, row.reference, row.booked_at, row.actor, row.reason
+    is_sealed = row.id is not None and row.seal == seal_transaction(head, postings.items())
+    return TransactionRow(
+        transaction_id, row.template, row.reference or "", postings, is_sealed=is_sealed
+    )
 
 
 def _hash(canonical: str) -> str:

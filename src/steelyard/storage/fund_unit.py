@@ -15,6 +15,7 @@ from steelyard.money import Currency, Money
 from steelyard.storage import schema
 from steelyard.storage.budget_unit import SqlBudgetUnit
 from steelyard.storage.ledger_unit import hold_of
+from steelyard.storage.seal import sealed
 from steelyard.timestamp import write_timestamp
 
 # Any fixed number. Settlement shares this lock, the closing of a period has it alone.
@@ -118,21 +119,19 @@ class SqlFundUnit(SqlBudgetUnit):
         return [_adjustment_of(row) for row in self.connection.execute(query)]
 
     def insert_adjustment(self, adjustment: Adjustment) -> None:
-        self.connection.execute(
-            insert(_adjustments),
-            {
-                "id": adjustment.id,
-                "kind": adjustment.kind,
-                "organisation_id": adjustment.organisation_id,
-                "department_id": adjustment.department_id,
-                "payer_id": adjustment.payer_id,
-                "currency": adjustment.amount.currency,
-                "amount": adjustment.amount.picos,
-                "draws": write_draws(adjustment.draws),
-                "reference": adjustment.reference,
-                "billed_at": adjustment.billed_at,
-            },
-        )
+        row = {
+            "id": adjustment.id,
+            "kind": adjustment.kind,
+            "organisation_id": adjustment.organisation_id,
+            "department_id": adjustment.department_id,
+            "payer_id": adjustment.payer_id,
+            "currency": adjustment.amount.currency,
+            "amount": adjustment.amount.picos,
+            "draws": write_draws(adjustment.draws),
+            "reference": adjustment.reference,
+            "billed_at": adjustment.billed_at,
+        }
+        self.connection.execute(insert(_adjustments), sealed(_adjustments, row))
 
     def transactions_about(self, reference: str, *, template: str) -> list[str]:
         query = select(_transactions.c.id).where(

@@ -29,6 +29,7 @@ from steelyard.money import Currency, Money, write_decimal
 from steelyard.storage import schema
 from steelyard.storage.column_types import SQLITE_INTEGER_MAX
 from steelyard.storage.prepared import PreparedStatement
+from steelyard.storage.seal import seal_transaction, sealed
 from steelyard.storage.set_statement import SetStatement
 from steelyard.timestamp import read_timestamp, write_timestamp
 
@@ -108,18 +109,16 @@ class SqlLedgerUnit:
             self._insert(transactions)
 
     def insert_grant(self, grant: Grant) -> None:
-        self.connection.execute(
-            insert(schema.grants),
-            {
-                "id": grant.id,
-                "payer_id": grant.payer_id,
-                "kind": grant.kind,
-                "currency": grant.currency,
-                "priority": grant.priority,
-                "granted_at": grant.granted_at,
-                "expires_at": grant.expires_at,
-            },
-        )
+        row = {
+            "id": grant.id,
+            "payer_id": grant.payer_id,
+            "kind": grant.kind,
+            "currency": grant.currency,
+            "priority": grant.priority,
+            "granted_at": grant.granted_at,
+            "expires_at": grant.expires_at,
+        }
+        self.connection.execute(insert(schema.grants), sealed(schema.grants, row))
         payer_id, currency = grant.payer_id, grant.currency
         # All that a hold needs is there from now on, so that no hold has to open an account.
         self._open_accounts(
@@ -287,17 +286,7 @@ class SqlLedgerUnit:
         )
         _INSERT_TRANSACTION.run_each(
             self.connection,
-            [
-                {
-                    "id": transaction.id,
-                    "template": transaction.template,
-                    "reference": transaction.reference,
-                    "booked_at": write_timestamp(transaction.booked_at),
-                    "actor": transaction.actor,
-                    "reason": transaction.reason,
-                }
-                for transaction in transactions
-            ],
+            [_transaction_row(transaction) for transaction in transactions],
         )
 
 
@@ -338,6 +327,20 @@ def _hold_of(row: Sequence[Any]) -> Hold:
         budget_draws=tuple(read_budget_draws(budgets)),
         status=status,
     )
+
+
+def _transaction_row(transaction: Transaction) -> dict[str, object]:
+    """A transaction as the values of its row, sealed with its postings."""
+    row: dict[str, object] = {
+        "id": transaction.id,
+        "template": transaction.template,
+        "reference": transaction.reference,
+        "booked_at": write_timestamp(transaction.booked_at),
+        "actor": transaction.actor,
+        "reason": transaction.reason,
+    }
+    postings = [(posting.account.id, posting.picos) for posting in transaction.postings]
+    return {**row, "seal": seal_transaction(row.values(), postings)}
 
 
 def _hold_row(hold: Hold) -> dict[str, object]:

@@ -11,6 +11,7 @@ from steelyard.metering.event_segment import unpack_bodies
 from steelyard.metering.usage_event import decode_event
 from steelyard.storage import schema
 from steelyard.storage.fund_unit import SqlFundUnit
+from steelyard.storage.seal import sealed
 
 _events, _paths, _segments = schema.usage_events, schema.usage_paths, schema.event_segments
 _runs, _re_rated, _adjustments = schema.re_rating_runs, schema.re_rated_events, schema.adjustments
@@ -59,15 +60,13 @@ class SqlReRatingUnit(SqlFundUnit):
             )
 
     def insert_run(self, run: ReRatingRun) -> None:
-        self.connection.execute(
-            insert(_runs),
-            {
-                "id": run.id,
-                "canonical": run.canonical,
-                "proposed_at": run.proposed_at,
-                "proposed_by": run.proposed_by,
-            },
-        )
+        row = {
+            "id": run.id,
+            "canonical": run.canonical,
+            "proposed_at": run.proposed_at,
+            "proposed_by": run.proposed_by,
+        }
+        self.connection.execute(insert(_runs), sealed(_runs, row))
 
     def find_run(self, run_id: str) -> ReRatingRun | None:
         row = self.connection.execute(select(_runs).where(_runs.c.id == run_id)).one_or_none()

@@ -175,6 +175,7 @@ ledger_transactions = Table(
     Column("booked_at", Moment, nullable=False),
     Column("actor", String(128)),
     Column("reason", Text),
+    Column("seal", String(64), nullable=False),
     Index("ix_ledger_transactions_reference", "reference"),
     Index("ix_ledger_transactions_template_booked_at", "template", "booked_at"),
 )
@@ -204,6 +205,7 @@ grants = Table(
     Column("priority", Integer, nullable=False),
     Column("granted_at", Moment, nullable=False),
     Column("expires_at", Moment),
+    Column("seal", String(64), nullable=False),
     CheckConstraint("kind IN ('paid', 'promotional')", name="kind"),
     Index("ix_grants_payer_id", "payer_id"),
 )
@@ -366,6 +368,7 @@ adjustments = Table(
     Column("draws", Text, nullable=False),
     Column("reference", String(128), nullable=False),
     Column("billed_at", Moment, nullable=False),
+    Column("seal", String(64), nullable=False),
     CheckConstraint("kind IN ('refund', 'correction', 're_rating', 'suspense')", name="kind"),
     Index("ix_adjustments_organisation_id_billed_at", "organisation_id", "billed_at"),
     Index("ix_adjustments_reference", "reference"),
@@ -381,6 +384,7 @@ suspense_decisions = Table(
     Column("decided_at", Moment, nullable=False),
     Column("actor", String(128), nullable=False),
     Column("reason", Text, nullable=False),
+    Column("seal", String(64), nullable=False),
 )
 
 re_rating_runs = Table(
@@ -392,6 +396,7 @@ re_rating_runs = Table(
     Column("proposed_by", String(128), nullable=False),
     Column("approved_at", Moment),
     Column("approved_by", String(128)),
+    Column("seal", String(64), nullable=False),
 )
 
 re_rated_events = Table(

@@ -11,6 +11,7 @@ from steelyard.metering.usage_event import decode_event
 from steelyard.money import Currency, Money
 from steelyard.storage import schema
 from steelyard.storage.fund_unit import SqlFundUnit
+from steelyard.storage.seal import sealed
 
 _events, _paths, _segments = schema.usage_events, schema.usage_paths, schema.event_segments
 _decisions = schema.suspense_decisions
@@ -47,17 +48,15 @@ class SqlSuspenseUnit(SqlFundUnit):
         return [_suspended(row) for row in self.connection.execute(query)]
 
     def insert_decision(self, event_id: str, decision: Decision) -> None:
-        self.connection.execute(
-            insert(_decisions),
-            {
-                "event_id": event_id,
-                "command_id": decision.command_id,
-                "amount": decision.picos,
-                "decided_at": decision.decided_at,
-                "actor": decision.actor,
-                "reason": decision.reason,
-            },
-        )
+        row = {
+            "event_id": event_id,
+            "command_id": decision.command_id,
+            "amount": decision.picos,
+            "decided_at": decision.decided_at,
+            "actor": decision.actor,
+            "reason": decision.reason,
+        }
+        self.connection.execute(insert(_decisions), sealed(_decisions, row))
 
 
 def _suspended(row: Row[Any]) -> SuspendedEvent:

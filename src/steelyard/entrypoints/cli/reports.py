@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from steelyard.billing.statement import Movements, Period, Statement, make_statement
@@ -11,6 +12,7 @@ from steelyard.billing.verification import Check, verify_books
 from steelyard.entrypoints.cli.output import (
     JsonFlag,
     console,
+    error_console,
     make_table,
     print_json,
     show_rows,
@@ -89,18 +91,28 @@ def statement(
 
 
 def verify(json: JsonFlag = False) -> None:
-    """Read the whole of the books again and check every invariant; safe on a live system.
+    """Replay the log from its start and check every invariant; safe on a live system.
 
     Exit status 0 says that everything agrees, 2 that something does not.
     """
-    with stores_opened() as stores, stores.audit.snapshot() as snapshot:
-        checks = verify_books(snapshot)
+    with stores_opened() as stores, stores.audit.snapshot() as snapshot, _progress() as bar:
+        task = bar.add_task("replaying the log", total=snapshot.record_count())
+        checks = verify_books(snapshot, progress=lambda count: bar.advance(task, count))
     if json:
         print_json({"holds": all(c.holds for c in checks), "checks": [_check(c) for c in checks]})
     else:
         _print_checks(checks)
     if not all(check.holds for check in checks):
         raise typer.Exit(EXIT_DIFFERENCES)
+
+
+def _progress() -> Progress:
+    """On standard error, and only where somebody looks at it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (*columns, TimeRemainingColumn())
+    return Progress(
+        *columns, console=error_console, transient=True, disable=not error_console.is_terminal
+    )
 
 
 def _period(start: str | None, end: str | None, *, now: datetime) -> Period:

@@ -89,6 +89,7 @@ def upgrade() -> None:
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("granted_at", Moment(length=27), nullable=False),
         sa.Column("expires_at", Moment(length=27), nullable=True),
+        sa.Column("seal", sa.String(length=64), nullable=False),
         sa.CheckConstraint("kind IN ('paid', 'promotional')", name=op.f("ck_grants_kind")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_grants")),
     )
@@ -112,6 +113,7 @@ def upgrade() -> None:
         sa.Column("booked_at", Moment(length=27), nullable=False),
         sa.Column("actor", sa.String(length=128), nullable=True),
         sa.Column("reason", sa.Text(), nullable=True),
+        sa.Column("seal", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ledger_transactions")),
     )
     op.create_index(
@@ -188,6 +190,7 @@ def upgrade() -> None:
         sa.Column("proposed_by", sa.String(length=128), nullable=False),
         sa.Column("approved_at", Moment(length=27), nullable=True),
         sa.Column("approved_by", sa.String(length=128), nullable=True),
+        sa.Column("seal", sa.String(length=64), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_re_rating_runs")),
     )
     op.create_table(
@@ -299,6 +302,7 @@ def upgrade() -> None:
         sa.Column("draws", sa.Text(), nullable=False),
         sa.Column("reference", sa.String(length=128), nullable=False),
         sa.Column("billed_at", Moment(length=27), nullable=False),
+        sa.Column("seal", sa.String(length=64), nullable=False),
         sa.CheckConstraint(
             "kind IN ('refund', 'correction', 're_rating', 'suspense')",
             name=op.f("ck_adjustments_kind"),
@@ -434,6 +438,7 @@ def upgrade() -> None:
         sa.Column("decided_at", Moment(length=27), nullable=False),
         sa.Column("actor", sa.String(length=128), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("seal", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(
             ["event_id"], ["usage_events.id"], name=op.f("fk_suspense_decisions_event_id")
         ),
