@@ -21,6 +21,7 @@ from steelyard.storage.fund_reports import SqlFundReports
 from steelyard.storage.migration import check_version, migrate
 from steelyard.storage.price_store import SqlPriceStore
 from steelyard.storage.reports import SqlReports
+from steelyard.storage.usage_lines import SqlExportBooks
 
 
 class DataFolderUnwritable(Failure):
@@ -41,6 +42,7 @@ class Stores:
     prices: PriceStore
     reports: SqlReports
     audit: SqlAudit
+    exports: SqlExportBooks
     clock: Clock
     pepper: bytes
 
@@ -61,6 +63,7 @@ def open_stores(settings: Settings, *, should_migrate: bool = False) -> Stores:
         prices=SqlPriceStore(database),
         reports=SqlReports(database),
         audit=SqlAudit(database),
+        exports=SqlExportBooks(database),
         clock=SystemClock(),
         pepper=_read_secret(settings.secret_path),
     )

@@ -10,6 +10,7 @@ from steelyard import __version__
 from steelyard.entrypoints.cli import (
     budgets,
     doctor,
+    exports,
     funds,
     prices,
     prices_import,
@@ -74,6 +75,7 @@ for module in (
     reports,
     tokenizers,
     tokens,
+    exports,
     doctor,
 ):
     module.register(application)
