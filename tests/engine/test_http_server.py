@@ -220,22 +220,24 @@ def test_the_request_log_agrees_with_the_answer(engine_process: EngineProcess) -
             {"messages": MESSAGES, "stream_options": {}},
             (400, "invalid_request", "stream_options"),
         ),
-        (CHAT, {"messages": MESSAGES, "n": 2}, (400, "unsupported_parameter", "n")),
-        (CHAT, {"messages": MESSAGES, "n": True}, (400, "unsupported_parameter", "n")),
-        (
-            CHAT,
-            {"messages": MESSAGES, "logprobs": True},
-            (400, "unsupported_parameter", "logprobs"),
-        ),
+        (CHAT, {"messages": MESSAGES, "n": 17}, (400, "invalid_request", "n")),
+        (CHAT, {"messages": MESSAGES, "n": True}, (400, "invalid_request", "n")),
+        (CHAT, {"messages": MESSAGES, "logprobs": 3}, (400, "invalid_request", "logprobs")),
+        (CHAT, {"messages": MESSAGES, "top_logprobs": 3}, (400, "invalid_request", "top_logprobs")),
         (CHAT, {"messages": MESSAGES, "tools": [{}]}, (400, "unsupported_parameter", "tools")),
         (
             CHAT,
-            {"messages": MESSAGES, "presence_penalty": 0.5},
-            (400, "unsupported_parameter", "presence_penalty"),
+            {"messages": MESSAGES, "logit_bias": {"5": 1}},
+            (400, "unsupported_parameter", "logit_bias"),
         ),
         (
             CHAT,
-            {"messages": MESSAGES, "response_format": {"type": "json_object"}},
+            {"messages": MESSAGES, "presence_penalty": 2.5},
+            (400, "invalid_request", "presence_penalty"),
+        ),
+        (
+            CHAT,
+            {"messages": MESSAGES, "response_format": {"type": "xml"}},
             (400, "unsupported_parameter", "response_format"),
         ),
         (CHAT, {"messages": MESSAGES, "model": "other"}, (404, "model_not_found", "model")),
@@ -383,3 +385,29 @@ def ask(process: EngineProcess, headers: dict[str, str] | None = None, **more: A
     body = {"model": "tiny", "prompt": "def add(", "max_tokens": 5, "temperature": 0}
     body |= {"ignore_eos": True, **more}
     return httpx.post(f"{process.url}/v1/completions", json=body, headers=headers or {}, timeout=60)
+
+
+def test_metrics_are_told_by_vllms_and_opentelemetrys_names(engine_process: EngineProcess) -> None:
+    before = read_metrics(engine_process)
+
+    ask(engine_process)
+    after = read_metrics(engine_process)
+
+    label = 'model_name="tiny"'
+    assert after[f"vllm:num_requests_running{{{label}}}"] == 0
+    assert after[f"vllm:kv_cache_usage_perc{{{label}}}"] == 0
+    for name, more in {
+        f"vllm:generation_tokens_total{{{label}}}": 5,
+        f'vllm:request_success_total{{finished_reason="length",{label}}}': 1,
+        f"vllm:time_to_first_token_seconds_count{{{label}}}": 1,
+        f"vllm:inter_token_latency_seconds_count{{{label}}}": 1,
+        f"vllm:e2e_request_latency_seconds_count{{{label}}}": 1,
+        'gen_ai_server_request_duration_seconds_count{gen_ai_request_model="tiny"}': 1,
+    }.items():
+        assert after[name] - before.get(name, 0) == more, name
+
+
+def read_metrics(process: EngineProcess) -> dict[str, float]:
+    lines = httpx.get(f"{process.url}/metrics").text.splitlines()
+    parts = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in parts}

@@ -4,15 +4,16 @@ import torch
 from engine_runs import running_engine, submit
 
 from steelyard.engine.loaded_model import LoadedModel
-from steelyard.engine.sampler import Sampler, Sampling
+from steelyard.engine.sampler import Context, Sampler, Sampling
 
 CPU = torch.device("cpu")
+NOTHING = Context([], [])
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -4.0])
 
 
 def draw_many(sampling: Sampling, *, count: int = 400) -> set[int]:
     sampler = Sampler(sampling, device=CPU)
-    return {sampler.draw(LOGITS) for _ in range(count)}
+    return {sampler.draw(LOGITS, NOTHING).token_id for _ in range(count)}
 
 
 def test_temperature_zero_takes_the_best_token() -> None:

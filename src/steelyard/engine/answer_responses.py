@@ -1,4 +1,4 @@
-"""ASGI responses that follow one sequence, and cancel it when the client goes away."""
+"""ASGI responses that follow the sequences of one request, and cancel them when the client goes away."""
 
 from __future__ import annotations
 
@@ -25,21 +25,24 @@ _STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"
 
 
 class _AnswerResponse(Response):
-    """Submits a sequence at once, so that a full engine can still refuse it properly."""
+    """Submits its sequences at once, so that a full engine can still refuse it properly."""
 
-    def __init__(self, engine: Engine, request: SequenceRequest, *, shape: AnswerShape) -> None:
+    def __init__(
+        self, engine: Engine, requests: list[SequenceRequest], *, shape: AnswerShape
+    ) -> None:
         super().__init__()
         loop = asyncio.get_running_loop()
         # One delta a token is the most there can be, and a last one for a failure.
-        self._deltas: asyncio.Queue[Delta] = asyncio.Queue(request.max_tokens + 1)
+        deltas_max = sum(request.max_tokens + 1 for request in requests)
+        self._deltas: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue(deltas_max)
 
-        def deliver(delta: Delta) -> None:
-            loop.call_soon_threadsafe(self._deltas.put_nowait, delta)
+        def deliver(index: int, delta: Delta) -> None:
+            loop.call_soon_threadsafe(self._deltas.put_nowait, (index, delta))
 
         self._engine = engine
-        self._sequence: Sequence = engine.submit(request, deliver=deliver)
+        self._sequences: list[Sequence] = engine.submit_all(requests, deliver=deliver)
         self._shape = shape
-        self._extra_headers = {"X-Request-Id": request.request_id}
+        self._extra_headers = {"X-Request-Id": shape.request_id}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -48,30 +51,33 @@ class _AnswerResponse(Response):
                 await self._answer(scope, receive, send)
                 tasks.cancel_scope.cancel()
         finally:
-            self._engine.cancel(self._sequence)
+            for sequence in self._sequences:
+                self._engine.cancel(sequence)
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the whole of the answer."""
 
-    async def _each_delta(self) -> AsyncIterator[Delta]:
-        while True:
-            delta = await self._deltas.get()
-            yield delta
-            if delta.end is not None:
-                return
+    async def _each_delta(self) -> AsyncIterator[tuple[int, Delta]]:
+        left = len(self._sequences)
+        while left > 0:
+            index, delta = await self._deltas.get()
+            left -= delta.end is not None
+            yield index, delta
 
 
 class WholeAnswer(_AnswerResponse):
     """One JSON body when the sequence has ended."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        deltas = [delta async for delta in self._each_delta()]
-        failure = deltas[-1].failure
+        deltas: list[list[Delta]] = [[] for _ in self._sequences]
+        async for index, delta in self._each_delta():
+            deltas[index].append(delta)
+        failure = next((found[-1].failure for found in deltas if found[-1].failure), None)
         if failure is not None:
             response = error_response(failure, headers=self._extra_headers)
         else:
-            body = whole_answer(self._shape, deltas, sequences=[self._sequence])
+            body = whole_answer(self._shape, deltas, sequences=self._sequences)
             response = json_response(body, headers=self._extra_headers)
         await response(scope, receive, send)
 
@@ -80,9 +86,9 @@ class StreamedAnswer(_AnswerResponse):
     """Server-sent events, one or more for each step of the sequence."""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = ChunkWriter(self._shape, [self._sequence])
+        writer = ChunkWriter(self._shape, self._sequences)
         has_begun = False
-        async for delta in self._each_delta():
+        async for index, delta in self._each_delta():
             if not has_begun and delta.failure is not None:
                 response = error_response(delta.failure, headers=self._extra_headers)
                 await response(scope, receive, send)
@@ -90,7 +96,9 @@ class StreamedAnswer(_AnswerResponse):
             if not has_begun:
                 has_begun = True
                 await self._begin(send)
-            await _send_part(send, self._write(writer, delta))
+            await _send_part(send, self._write(writer, index, delta))
+            if delta.failure is not None:
+                break
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, send: Send) -> None:
@@ -100,12 +108,12 @@ class StreamedAnswer(_AnswerResponse):
         del start.headers["content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": start.raw_headers})
 
-    def _write(self, writer: ChunkWriter, delta: Delta) -> bytes:
+    def _write(self, writer: ChunkWriter, index: int, delta: Delta) -> bytes:
         if delta.failure is not None:
             # Without [DONE], so that nobody takes half an answer for a whole one.
             return _event(error_body(delta.failure))
-        events = b"".join(_event(chunk) for chunk in writer.chunks(delta))
-        return events if delta.end is None else events + _DONE
+        events = b"".join(_event(chunk) for chunk in writer.chunks(index, delta))
+        return events + _DONE if writer.is_done else events
 
 
 async def _send_part(send: Send, part: bytes) -> None:

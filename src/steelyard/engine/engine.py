@@ -1,6 +1,7 @@
 """The step loop: one thread that plans, computes, draws and delivers, one small step at a time."""
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -12,10 +13,12 @@ from steelyard.engine.attribution import EngineTime, StepMeter, split_by_tokens
 from steelyard.engine.block_pool import BLOCK_TOKENS, BlockPool
 from steelyard.engine.kv_budget import bytes_per_token, count_blocks, free_memory
 from steelyard.engine.loaded_model import LoadedModel
+from steelyard.engine.metrics import EngineMetrics
 from steelyard.engine.paged_memory import PagedMemory
 from steelyard.engine.refusals import EngineOverloaded, EngineStepFailed, EngineStopped
 from steelyard.engine.request_log import RequestLog
 from steelyard.engine.runners import PagedRunner, Runner, SeparateRunner, paged_shapes
+from steelyard.engine.sampler import Draw
 from steelyard.engine.scheduler import Scheduler, StepRow
 from steelyard.engine.sequence import Delta, End, Sequence, SequenceRequest
 
@@ -30,6 +33,7 @@ class EngineStats:
     running: int = 0
     waiting: int = 0
     finished: int = 0
+    stopped: int = 0
     cancelled: int = 0
     failed: int = 0
     steps: int = 0
@@ -56,6 +60,7 @@ class Engine:
         prefill_tokens_per_step: int = PREFILL_TOKENS_PER_STEP,
         is_caching: bool = True,
         request_log: RequestLog | None = None,
+        metrics: EngineMetrics | None = None,
     ) -> None:
         assert max_batch_size >= 1, max_batch_size
         assert max_waiting >= 0, max_waiting
@@ -63,6 +68,7 @@ class Engine:
         self._max_batch_size = max_batch_size
         self._max_waiting = max_waiting
         self._request_log = request_log
+        self._metrics = metrics
         self._counts = EngineStats()
         shapes = paged_shapes(model)
         blocks = count_blocks(
@@ -117,23 +123,34 @@ class Engine:
 
     def submit(self, request: SequenceRequest, *, deliver: Callable[[Delta], None]) -> Sequence:
         """Queue a sequence; `deliver` is called from the engine thread for each of its deltas."""
-        sequence = Sequence(
+        return self.submit_all([request], deliver=lambda _index, delta: deliver(delta))[0]
+
+    def submit_all(
+        self, requests: list[SequenceRequest], *, deliver: Callable[[int, Delta], None]
+    ) -> list[Sequence]:
+        """Queue all answers of one request, or none of them."""
+        sequences = [self._make(request, deliver) for request in requests]
+        with self._wake:
+            if self._is_stopping or not self.is_alive:
+                raise EngineStopped
+            room = self._max_batch_size + self._max_waiting - len(self._open)
+            if len(sequences) > room:
+                raise EngineOverloaded
+            for sequence in sequences:
+                self._log(sequence, None)
+            self._open.update(sequences)
+            self._arrived += sequences
+            self._wake.notify()
+        return sequences
+
+    def _make(self, request: SequenceRequest, deliver: Callable[[int, Delta], None]) -> Sequence:
+        return Sequence(
             request,
             eos_token_ids=self.model.facts.eos_token_ids,
             decode=self.model.decode,
             device=self.model.device,
-            deliver=deliver,
+            deliver=lambda delta: deliver(request.index, delta),
         )
-        with self._wake:
-            if self._is_stopping or not self.is_alive:
-                raise EngineStopped
-            if len(self._open) >= self._max_batch_size + self._max_waiting:
-                raise EngineOverloaded
-            self._log(sequence, None)
-            self._open.add(sequence)
-            self._arrived.append(sequence)
-            self._wake.notify()
-        return sequence
 
     def cancel(self, sequence: Sequence) -> None:
         """Give up a sequence before the next step; harmless when it has already ended."""
@@ -180,7 +197,7 @@ class Engine:
         if not rows:
             return
         try:
-            token_ids = self._compute(rows)
+            draws = self._compute(rows)
         except Exception as error:
             self._account(rows)
             # The blocks may hold half a step, so nothing that was in it can go on.
@@ -191,8 +208,7 @@ class Engine:
         for row in rows:
             row.sequence.note_progress()
         outcomes = [
-            self._accept(sequence, token_id)
-            for sequence, token_id in zip(drawing, token_ids, strict=True)
+            self._accept(sequence, draw) for sequence, draw in zip(drawing, draws, strict=True)
         ]
         self._account(rows)
         for sequence, delta in zip(drawing, outcomes, strict=True):
@@ -213,15 +229,15 @@ class Engine:
         for sequence in cancelled:
             self._close(sequence, Delta(end=End.CANCELLED))
 
-    def _compute(self, rows: list[StepRow[Sequence]]) -> list[int]:
+    def _compute(self, rows: list[StepRow[Sequence]]) -> list[Draw]:
         """The next token of each row that draws."""
         logits = self._runner.run(rows)
         drawing = [row.sequence for row in rows if row.is_drawing]
         if not drawing:
             return []
         if all(sequence.sampler.is_plain_greedy for sequence in drawing):
-            return logits.argmax(-1).tolist()
-        return [sequence.sampler.draw(logits[i]) for i, sequence in enumerate(drawing)]
+            return [Draw(token_id) for token_id in logits.argmax(-1).tolist()]
+        return [sequence.draw(logits[i]) for i, sequence in enumerate(drawing)]
 
     def _account(self, rows: list[StepRow[Sequence]]) -> None:
         """Share the step's time out by the tokens that each row fed."""
@@ -235,9 +251,9 @@ class Engine:
             self._counts.engine_us += whole.engine_us
             self._counts.device_us += whole.device_us
 
-    def _accept(self, sequence: Sequence, token_id: int) -> Delta:
+    def _accept(self, sequence: Sequence, draw: Draw) -> Delta:
         try:
-            return sequence.accept(token_id)
+            return sequence.accept(draw)
         except Exception as error:
             _log.error("engine.text_failed", exc_info=error)
             return Delta(end=End.FAILED, failure=_step_failure(error))
@@ -262,10 +278,13 @@ class Engine:
 
     def _record(self, sequence: Sequence, delta: Delta) -> None:
         assert delta.end is not None
+        sequence.times.ended_s = time.perf_counter()
         with self._wake:
             self._open.discard(sequence)
             if sequence.request.is_recorded:
                 self._count(sequence, delta.end)
+        if self._metrics is not None and sequence.request.is_recorded:
+            self._metrics.observe(sequence, model=self.model.name)
         # Written before it is told, so that who was answered can always be found in the log.
         self._log(sequence, delta.end)
         self._deliver(sequence, delta)
@@ -284,6 +303,7 @@ class Engine:
 
     def _count(self, sequence: Sequence, end: End) -> None:
         self._counts.finished += end in (End.STOP, End.LENGTH)
+        self._counts.stopped += end is End.STOP
         self._counts.cancelled += end is End.CANCELLED
         self._counts.failed += end is End.FAILED
         self._counts.prompt_tokens += sequence.prompt_tokens_prefilled

@@ -20,6 +20,7 @@ import uvloop
 
 from steelyard.clock import SystemClock
 from steelyard.engine.http_server import Serving, build_app
+from steelyard.engine.metrics import EngineMetrics
 from steelyard.engine.model_source import SMOLLM2, ModelKind, ModelSource, find_model_source
 from steelyard.engine.request_log import RequestLog
 from steelyard.errors import Failure, SteelyardError
@@ -143,7 +144,10 @@ class _EngineProcess:
     def _load(self) -> None:
         try:
             self._serving.engine = _start_engine(
-                self._options, self._source, request_log=self._serving.request_log
+                self._options,
+                self._source,
+                request_log=self._serving.request_log,
+                metrics=self._serving.metrics,
             )
         except BaseException as error:
             self._failure = error
@@ -164,7 +168,11 @@ class _Server(uvicorn.Server):
 
 
 def _start_engine(
-    options: EngineOptions, source: ModelSource, *, request_log: RequestLog | None
+    options: EngineOptions,
+    source: ModelSource,
+    *,
+    request_log: RequestLog | None,
+    metrics: EngineMetrics,
 ) -> Engine:
     _import_torch(threads=options.threads)
     from steelyard.engine.engine import Engine
@@ -187,6 +195,7 @@ def _start_engine(
         is_caching=options.prefix_caching,
         prefill_tokens_per_step=options.prefill_tokens_per_step,
         request_log=request_log,
+        metrics=metrics,
     )
     engine.start()
     warm_up(engine)

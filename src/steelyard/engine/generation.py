@@ -22,8 +22,10 @@ from steelyard.engine.wire import (
     GenerationBody,
     StreamOptions,
     TokenizeBody,
+    read_logprobs,
     read_messages,
     read_prompt,
+    read_schema,
     read_stops,
 )
 
@@ -40,7 +42,8 @@ async def tokenize_body(
     """The exact ids the model is fed, worked out off the event loop."""
     messages = getattr(body, "messages", None)
     if messages is not None:
-        call = partial(model.encode_messages, read_messages(messages))
+        tools = getattr(body, "tools", None)
+        call = partial(model.encode_messages, read_messages(messages), tools=tools)
         return await anyio.to_thread.run_sync(call, limiter=limiter)
     prompt = getattr(body, "prompt", None)
     if prompt is None:
@@ -60,7 +63,7 @@ def check_model_name(asked: str | None, model: LoadedModel) -> None:
         )
 
 
-def make_sequence_request(
+def make_sequence_requests(
     body: ChatBody | CompletionBody,
     model: LoadedModel,
     *,
@@ -68,26 +71,33 @@ def make_sequence_request(
     request_id: str,
     max_model_len: int,
     fairness_key: str = "",
-) -> SequenceRequest:
+) -> list[SequenceRequest]:
     """Check the body against the model's limits, and fill in what it does not say."""
     _check_prompt(body, len(prompt_token_ids), max_model_len=max_model_len)
     room = max_model_len - len(prompt_token_ids)
-    return SequenceRequest(
-        request_id=request_id,
-        prompt_token_ids=prompt_token_ids,
-        max_tokens=min(_max_tokens(body, room), room),
-        sampling=_sampling(body, model),
-        stop=read_stops(body.stop),
-        ignore_eos=bool(body.ignore_eos),
-        fairness_key=fairness_key,
-        cache_salt=body.cache_salt or "",
-    )
+    schema = read_schema(body)
+    return [
+        SequenceRequest(
+            request_id=request_id,
+            index=index,
+            prompt_token_ids=prompt_token_ids,
+            max_tokens=min(_max_tokens(body, room), room),
+            sampling=_sampling(body, model, index=index),
+            stop=read_stops(body.stop),
+            ignore_eos=bool(body.ignore_eos),
+            fairness_key=fairness_key,
+            cache_salt=body.cache_salt or "",
+            grammar=None if schema is None else model.make_grammar(schema),
+        )
+        for index in range(body.n or 1)
+    ]
 
 
 def make_answer_shape(
     body: ChatBody | CompletionBody,
     request: SequenceRequest,
     *,
+    model: LoadedModel,
     created: int,
     device_kind: str,
 ) -> AnswerShape:
@@ -100,7 +110,9 @@ def make_answer_shape(
         created=created,
         is_chat=isinstance(body, ChatBody),
         prompt_token_ids=request.prompt_token_ids,
+        read_token=model.read_token,
         device_kind=device_kind,
+        with_logprobs=read_logprobs(body) is not None,
         with_token_ids=bool(body.return_token_ids),
         with_usage=bool(options.include_usage),
         with_running_usage=running,
@@ -136,12 +148,22 @@ def _max_tokens(body: ChatBody | CompletionBody, room: int) -> int:
     return room if isinstance(body, ChatBody) else COMPLETION_MAX_TOKENS_DEFAULT
 
 
-def _sampling(body: GenerationBody, model: LoadedModel) -> Sampling:
+def _sampling(body: GenerationBody, model: LoadedModel, *, index: int) -> Sampling:
     defaults = model.defaults
     top_k = defaults.top_k if body.top_k is None else body.top_k
     return Sampling(
         temperature=defaults.temperature if body.temperature is None else body.temperature,
         top_p=defaults.top_p if body.top_p is None else body.top_p,
         top_k=max(top_k, 0),
-        seed=body.seed,
+        min_p=body.min_p or 0.0,
+        repetition_penalty=_otherwise(body.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        # Several answers to one prompt must not be the same one.
+        seed=None if body.seed is None else body.seed + index,
+        logprobs=read_logprobs(body),
     )
+
+
+def _otherwise(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio.to_thread
@@ -22,6 +23,7 @@ from steelyard.engine.error_responses import (
     http_exception_response,
     json_response,
 )
+from steelyard.engine.metrics import CONTENT_TYPE, EngineMetrics
 from steelyard.engine.refusals import (
     BodyTooLarge,
     EngineLoading,
@@ -57,7 +59,11 @@ class Serving:
     body_bytes_max: int
     engine: Engine | None = None
     request_log: RequestLog | None = None
+    metrics: EngineMetrics = field(init=False)
     created: int = field(default_factory=unix_seconds)
+
+    def __post_init__(self) -> None:
+        self.metrics = EngineMetrics(lambda: [] if self.engine is None else [self.engine])
 
     def ready_engine(self) -> Engine:
         """The engine, once it can answer."""
@@ -74,6 +80,7 @@ def build_app(serving: Serving) -> Starlette:
     routes = [
         Route("/health", edge.health),
         Route("/stats", _guard(edge.stats)),
+        Route("/metrics", edge.metrics),
         Route("/requests/{request_id:path}", _guard(edge.find_request)),
         Route("/v1/models", _guard(edge.models)),
         Route("/tokenize", _guard(edge.tokenize), methods=["POST"]),
@@ -101,6 +108,9 @@ class _Edge:
 
     async def stats(self, _request: Request) -> Response:
         return json_response(asdict(self._serving.ready_engine().stats()))
+
+    async def metrics(self, _request: Request) -> Response:
+        return Response(self._serving.metrics.expose(), media_type=CONTENT_TYPE)
 
     async def find_request(self, request: Request) -> Response:
         request_id = request.path_params["request_id"]
@@ -151,7 +161,7 @@ class _Edge:
         from steelyard.engine.generation import (
             check_model_name,
             make_answer_shape,
-            make_sequence_request,
+            make_sequence_requests,
             tokenize_body,
         )
 
@@ -159,7 +169,9 @@ class _Edge:
         body = await self._read(request, kind)
         check_model_name(body.model, engine.model)
         check_generation(body)
-        sequence_request = make_sequence_request(
+        # Grammars are made off the event loop; a large schema takes a while.
+        make = partial(
+            make_sequence_requests,
             body,
             engine.model,
             prompt_token_ids=await tokenize_body(body, engine.model, limiter=self._limiter),
@@ -167,11 +179,19 @@ class _Edge:
             max_model_len=engine.max_model_len,
             fairness_key=_opaque_header(request, "x-fairness-key"),
         )
+        if body.response_format is None:
+            requests = make()
+        else:
+            requests = await anyio.to_thread.run_sync(make, limiter=self._limiter)
         shape = make_answer_shape(
-            body, sequence_request, created=unix_seconds(), device_kind=engine.device_kind
+            body,
+            requests[0],
+            model=engine.model,
+            created=unix_seconds(),
+            device_kind=engine.device_kind,
         )
         answer = StreamedAnswer if body.stream else WholeAnswer
-        return answer(engine, sequence_request, shape=shape)
+        return answer(engine, requests, shape=shape)
 
     async def _read(self, request: Request, kind: type[T]) -> T:
         return decode_body(await _read_body(request, self._serving.body_bytes_max), kind)

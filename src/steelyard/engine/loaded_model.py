@@ -11,8 +11,14 @@ import jinja2
 import torch
 from transformers import DynamicCache
 
+from steelyard.engine.grammar import Grammar, GrammarMaker
 from steelyard.engine.paged_memory import Paging, StepLayout
-from steelyard.engine.refusals import ChatTemplateMissing, InvalidRequest
+from steelyard.engine.refusals import (
+    ChatTemplateMissing,
+    InvalidRequest,
+    UnsupportedParameter,
+)
+from steelyard.engine.token_text import TokenText
 from steelyard.engine.tokenizer_facts import Message, TokenizerFacts
 
 
@@ -23,6 +29,7 @@ class SamplingDefaults:
     temperature: float
     top_p: float
     top_k: int
+    repetition_penalty: float = 1.0
 
 
 class LoadedModel:
@@ -52,6 +59,12 @@ class LoadedModel:
         self.paging: Paging | None = None
         self._model = model
         self._tokenizer = TokenizerCalls(tokenizer)
+        self._token_text = TokenText(tokenizer, is_byte_level=facts.byte_level)
+        self._make_grammar_maker = lambda: GrammarMaker(
+            tokenizer, vocabulary_size=self.vocabulary_size, eos_token_ids=facts.eos_token_ids
+        )
+        self._grammar_maker: GrammarMaker | None = None
+        self._grammar_lock = threading.Lock()
         self._own_attention: str = model.config._attn_implementation
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
@@ -121,9 +134,23 @@ class LoadedModel:
         """The ids of a bare prompt, with what the tokenizer adds by itself."""
         return self._tokenizer.encode(text, add_special_tokens=True)
 
-    def encode_messages(self, messages: list[Message]) -> list[int]:
+    def encode_messages(
+        self, messages: list[Message], *, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         """The ids of a conversation in the model's chat template, ready for the answer."""
-        return self._tokenizer.encode_messages(messages)
+        return self._tokenizer.encode_messages(messages, tools=tools)
+
+    def make_grammar(self, schema: dict[str, Any]) -> Grammar:
+        """What keeps one answer inside a JSON schema."""
+        with self._grammar_lock:
+            if self._grammar_maker is None:
+                # Some tenths of a second, so only for a model that is asked for JSON.
+                self._grammar_maker = self._make_grammar_maker()
+        return self._grammar_maker.make(schema)
+
+    def read_token(self, token_id: int) -> bytes:
+        """The bytes of one token by itself."""
+        return self._token_text.read(token_id)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of ids, special tokens left out."""
@@ -147,19 +174,26 @@ class TokenizerCalls:
         with self._lock:
             return self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
 
-    def encode_messages(self, messages: list[Message]) -> list[int]:
+    def encode_messages(
+        self, messages: list[Message], *, tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         if self._tokenizer.chat_template is None:
             raise ChatTemplateMissing
+        text = self._render(messages, tools)
+        if tools and text == self._render(messages, None):
+            raise UnsupportedParameter("the model's chat template ignores tools", param="tools")
+        # The template has written its own special tokens.
+        return self.encode(text, add_special_tokens=False)
+
+    def _render(self, messages: list[Message], tools: list[dict[str, Any]] | None) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+            return self._tokenizer.apply_chat_template(
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=True
             )
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from error
-        # The template has written its own special tokens.
-        return self.encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         if self._is_shared:

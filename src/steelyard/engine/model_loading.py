@@ -174,6 +174,7 @@ def _sampling_defaults(config: Any) -> SamplingDefaults:
         temperature=float(said("temperature", 1.0)),
         top_p=float(said("top_p", 1.0)),
         top_k=int(said("top_k", 0)),
+        repetition_penalty=float(said("repetition_penalty", 1.0)),
     )
 
 

@@ -1,15 +1,17 @@
 """One prompt and its growing answer; the counts that are charged are the lengths of its ids."""
 
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 import torch
 
 from steelyard.engine.attribution import EngineTime
 from steelyard.engine.detokenizer import Detokenizer
-from steelyard.engine.sampler import Sampler, Sampling
+from steelyard.engine.grammar import Grammar
+from steelyard.engine.sampler import Context, Draw, Sampler, Sampling, TokenLogprob
 from steelyard.engine.stop_strings import StopStrings
 from steelyard.errors import SteelyardError
 
@@ -38,6 +40,8 @@ class SequenceRequest:
     # Whose turn it is, and who may find whose prompts in the cache: opaque words of the caller.
     fairness_key: str = ""
     cache_salt: str = ""
+    # What the answer must be; a sequence changes it as it goes, so each has its own.
+    grammar: Grammar | None = None
     # The warm-up is nobody's request, so it is neither counted nor logged.
     is_recorded: bool = True
 
@@ -48,8 +52,19 @@ class Delta:
 
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     end: End | None = None
     failure: SteelyardError | None = None
+
+
+@dataclass(slots=True)
+class SequenceTimes:
+    """When things happened to a sequence, on a clock that only runs forward."""
+
+    arrived_s: float
+    started_s: float | None = None
+    first_token_s: float | None = None
+    ended_s: float = 0.0
 
 
 class Sequence:
@@ -75,9 +90,10 @@ class Sequence:
         self.cached_tokens: int | None = None
         self.prompt_tokens_prefilled = 0
         self.time = EngineTime()
+        self.times = SequenceTimes(arrived_s=time.perf_counter())
         self.is_cancelled = False
         self.end: End | None = None
-        self.sampler = Sampler(request.sampling, device=device)
+        self.sampler = Sampler(request.sampling, device=device, grammar=request.grammar)
         self.deliver = deliver
         self._eos_token_ids = () if request.ignore_eos else eos_token_ids
         self._detokenizer = Detokenizer(decode)
@@ -110,12 +126,26 @@ class Sequence:
 
     def note_progress(self) -> None:
         """Remember how much of the prompt was fed, even if its blocks are lost later."""
+        if self.times.started_s is None:
+            self.times.started_s = time.perf_counter()
         fed = min(self.computed, self.prompt_tokens)
         self.prompt_tokens_prefilled = max(self.prompt_tokens_prefilled, fed)
 
-    def accept(self, token_id: int) -> Delta:
+    def draw(self, logits: torch.Tensor) -> Draw:
+        """Choose the next token from the logits after the last one."""
+        return self.sampler.draw(logits, Context(self.request.prompt_token_ids, self.token_ids))
+
+    def accept(self, draw: Draw) -> Delta:
         """Take the next token and say what it adds; sets `end` when it is the last."""
+        delta = self._add(draw.token_id)
+        if draw.logprob is None:
+            return delta
+        return replace(delta, logprobs=[draw.logprob])
+
+    def _add(self, token_id: int) -> Delta:
         self.context_ids.append(token_id)
+        if self.times.first_token_s is None:
+            self.times.first_token_s = time.perf_counter()
         if token_id in self._eos_token_ids:
             return self._finish("", token_id, end=End.STOP)
         text, stopped = self._stop_strings.add(self._detokenizer.add(token_id))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-Message = dict[str, str]
+Message = dict[str, Any]
 Roles = tuple[str, ...]
 _ROLES: Final = ("system", "user", "assistant", "tool")
 _PROBE_STARTS: Final[tuple[Roles, ...]] = (

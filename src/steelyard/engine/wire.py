@@ -14,6 +14,8 @@ from steelyard.engine.refusals import (
 from steelyard.engine.tokenizer_facts import Message
 
 STOPS_MAX: Final = 4
+CHOICES_MAX: Final = 16
+LOGPROBS_MAX: Final = 20
 _ROLES: Final = {"developer", "system", "user", "assistant", "tool"}
 _FIELD: Final = re.compile(r"`\$\.?([^`]*)`")
 _MISSING_FIELD: Final = re.compile(r"required field `([^`]*)`")
@@ -33,7 +35,24 @@ class WireMessage(msgspec.Struct):
 
     role: str
     content: str | list[ContentPart] | None = None
-    tool_calls: Any = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
+
+
+class JsonSchema(msgspec.Struct):
+    """A schema and its name."""
+
+    schema: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    name: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct):
+    """What kind of text the answer must be."""
+
+    type: str
+    json_schema: JsonSchema | None = None
 
 
 class StreamOptions(msgspec.Struct):
@@ -59,16 +78,15 @@ class GenerationBody(msgspec.Struct, kw_only=True):
     max_prompt_tokens: int | None = None
     ignore_eos: bool | None = None
     cache_salt: str | None = None
-    n: Any = None
+    n: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_p: float | None = None
+    response_format: ResponseFormat | None = None
     best_of: Any = None
-    logprobs: Any = None
     logit_bias: Any = None
-    presence_penalty: Any = None
-    frequency_penalty: Any = None
-    repetition_penalty: Any = None
-    min_p: Any = None
     min_tokens: Any = None
-    response_format: Any = None
 
 
 class ChatBody(GenerationBody, kw_only=True):
@@ -76,8 +94,9 @@ class ChatBody(GenerationBody, kw_only=True):
 
     messages: list[WireMessage]
     max_completion_tokens: int | None = None
-    top_logprobs: Any = None
-    tools: Any = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
@@ -89,6 +108,7 @@ class CompletionBody(GenerationBody, kw_only=True):
     """The body of /v1/completions."""
 
     prompt: str | list[str | int]
+    logprobs: int | None = None
     suffix: Any = None
     echo: Any = None
 
@@ -98,23 +118,15 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     messages: list[WireMessage] | None = None
+    tools: list[dict[str, Any]] | None = None
     prompt: str | None = None
 
 
 # What each unimplemented parameter may say without changing the answer; null always may.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
-    "n": (1,),
     "best_of": (1,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
     "min_tokens": (0,),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -149,11 +161,23 @@ def check_generation(body: GenerationBody) -> None:
     _check_range("temperature", body.temperature, low=0, high=2)
     _check_range("top_p", body.top_p, low=0, high=1)
     _check_range("top_k", body.top_k, low=-1, high=None)
+    _check_range("min_p", body.min_p, low=0, high=1)
+    _check_range("n", body.n, low=1, high=CHOICES_MAX)
+    _check_range("presence_penalty", body.presence_penalty, low=-2, high=2)
+    _check_range("frequency_penalty", body.frequency_penalty, low=-2, high=2)
+    _check_range("repetition_penalty", body.repetition_penalty, low=0.01, high=100)
     _check_range("seed", body.seed, low=-_SEED_LIMIT, high=_SEED_LIMIT - 1)
     _check_range("max_tokens", body.max_tokens, low=1, high=None)
     _check_range("max_prompt_tokens", body.max_prompt_tokens, low=0, high=None)
     if isinstance(body, ChatBody):
         _check_range("max_completion_tokens", body.max_completion_tokens, low=1, high=None)
+        _check_range("top_logprobs", body.top_logprobs, low=0, high=LOGPROBS_MAX)
+        if body.top_logprobs and not body.logprobs:
+            raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+    if isinstance(body, CompletionBody):
+        _check_range("logprobs", body.logprobs, low=0, high=LOGPROBS_MAX)
+    if read_schema(body) is not None and body.ignore_eos:
+        raise InvalidRequest("a JSON answer has an end; ignore_eos denies it", param="ignore_eos")
     if body.stream_options is not None and not body.stream:
         raise InvalidRequest("stream_options needs stream to be true", param="stream_options")
 
@@ -166,6 +190,30 @@ def read_stops(stop: str | list[str] | None) -> tuple[str, ...]:
     if not all(stops):
         raise InvalidRequest("a stop string must not be empty", param="stop")
     return stops
+
+
+def read_schema(body: GenerationBody) -> dict[str, Any] | None:
+    """The JSON schema that the answer must follow."""
+    wanted = body.response_format
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.type != "json_schema":
+        raise UnsupportedParameter(
+            f"response_format of type {wanted.type!r} is not supported", param="response_format"
+        )
+    if wanted.json_schema is None:
+        raise InvalidRequest("json_schema is missing", param="response_format.json_schema")
+    return wanted.json_schema.schema
+
+
+def read_logprobs(body: GenerationBody) -> int | None:
+    """How many likeliest tokens to tell of, or None for no log probabilities at all."""
+    if isinstance(body, ChatBody):
+        return (body.top_logprobs or 0) if body.logprobs else None
+    assert isinstance(body, CompletionBody), type(body)
+    return body.logprobs
 
 
 def read_messages(messages: list[WireMessage]) -> list[Message]:
@@ -200,11 +248,18 @@ def _read_message(message: WireMessage, where: str) -> Message:
         raise InvalidRequest(
             f"role {message.role!r} is none of {', '.join(sorted(_ROLES))}", param=f"{where}.role"
         )
-    if message.tool_calls:
-        raise UnsupportedParameter("tool calls are not supported", param=f"{where}.tool_calls")
     # OpenAI calls the system role so since its reasoning models; templates know only the old name.
     role = "system" if message.role == "developer" else message.role
-    return {"role": role, "content": _read_content(message.content, f"{where}.content")}
+    read: Message = {"role": role}
+    # A message that calls tools may say nothing besides.
+    if message.content is not None or not message.tool_calls:
+        read["content"] = _read_content(message.content, f"{where}.content")
+    optional = {
+        "name": message.name,
+        "tool_calls": message.tool_calls,
+        "tool_call_id": message.tool_call_id,
+    }
+    return read | {key: value for key, value in optional.items() if value is not None}
 
 
 def _read_content(content: str | list[ContentPart] | None, where: str) -> str:
