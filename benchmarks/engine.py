@@ -71,10 +71,10 @@ def main() -> None:
     results: dict[str, Figures] = {}
     with _our_engine(folder, options) as ours:
         results["engine"] = _load(ours, options)
-    if find_spec("flask"):
+    if "flask" not in options.skip and find_spec("flask"):
         with _flask(folder) as flask:
             results["flask"] = _load(flask, options)
-    if find_spec("fastapi"):
+    if "transformers" not in options.skip and find_spec("fastapi"):
         with _transformers_serve(folder, options) as theirs:
             results["transformers_serve"] = _load(theirs, options)
     if python := os.environ.get("VLLM_PYTHON"):
@@ -111,6 +111,7 @@ def _report(results: dict[str, Figures], options: argparse.Namespace) -> dict[st
         "vs_vllm_tokens_ratio": ratio("vllm", "tokens_per_s"),
         "prefix_cache_ratio": round(cached.tokens_per_s / uncached.tokens_per_s, 2),
         "clients": options.clients,
+        "ramp_s": options.ramp_s,
         "tokens_per_answer": options.tokens,
         "tokens_per_s": {name: round(found.tokens_per_s, 1) for name, found in results.items()},
         "ttft_p99_s": {name: round(found.ttft_p99_s, 2) for name, found in results.items()},
@@ -123,6 +124,8 @@ def _load(server: Server, options: argparse.Namespace) -> Figures:
     figures = Figures()
 
     def client(number: int) -> None:
+        # Callers do not arrive in one instant; --ramp-s 0 makes them.
+        time.sleep(number * options.ramp_s / options.clients)
         for round_number in range(options.rounds):
             topic = TOPICS[(number * 7 + round_number * 3) % len(TOPICS)]
             question = f"Client {number}, round {round_number}: write about {topic}."
@@ -286,8 +289,10 @@ def _free_port() -> int:
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--skip", nargs="*", default=[], choices=["flask", "transformers"])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--ramp-s", type=float, default=4.0)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--threads", type=int, default=None, help="torch threads of our engine")
     parser.add_argument("--prefix-clients", type=int, default=8)

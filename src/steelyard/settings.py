@@ -66,7 +66,8 @@ class Settings(BaseSettings):
     )
     model: str = Field(
         default=DEFAULT_MODEL,
-        description="model to serve: smollm2, a folder, a GGUF file or a hub id",
+        description="model to serve: smollm2, a folder, a GGUF file or a hub id; "
+        "several with commas between",
     )
     model_name: str | None = Field(
         default=None, description="name under which the model is served; default: its own"
@@ -86,6 +87,9 @@ class Settings(BaseSettings):
         default=None,
         ge=32,
         description="tokens that the engine's key-value memory holds; default: by free memory",
+    )
+    engine_memory_gb: float | None = Field(
+        default=None, gt=0, description="memory of all the engine's models together, in 10⁹ bytes"
     )
     engine_prefix_caching: bool = Field(
         default=True, description="whether prompts that begin alike share what was computed"
@@ -206,6 +210,10 @@ class Settings(BaseSettings):
     @property
     def logs_dir(self) -> Path:
         return self.data_dir / "logs"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.model.split(",") if part.strip())
 
     @property
     def engine_request_log_path(self) -> Path:

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from steelyard.engine.engine_process import EngineOptions, run_engine
 
@@ -18,21 +19,29 @@ def _parse_options(arguments: list[str]) -> EngineOptions:
         default=defaults.prefix_caching,
         help="reuse the keys and values of prompts that begin alike",
     )
+    parser.add_argument(
+        "--model",
+        dest="models",
+        action="append",
+        help="smollm2, a model folder, a .gguf file, or a hub id; again for one more model",
+    )
     for name, kind, meaning in _FLAGS:
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind, default=getattr(defaults, name), help=meaning
         )
-    return EngineOptions(**vars(parser.parse_args(arguments)))
+    chosen: dict[str, Any] = vars(parser.parse_args(arguments))
+    chosen["models"] = tuple(chosen["models"] or defaults.models)
+    return EngineOptions(**chosen)
 
 
 _FLAGS = (
-    ("model", str, "smollm2, a model folder, a .gguf file, or a hub id"),
     ("models_dir", Path, "where converted models are kept"),
     ("model_name", str, "the name to serve the model under"),
     ("host", str, "the address to listen on"),
     ("port", int, "the port to listen on; 0 takes a free one"),
     ("device", str, "cpu, cuda or auto"),
     ("dtype", str, "float32, bfloat16, float16 or auto"),
+    ("memory_gb", float, "memory of all models together; who was used longest ago leaves"),
     ("max_model_len", int, "a smaller context than the model's own"),
     ("max_batch_size", int, "sequences that run together"),
     ("max_waiting", int, "sequences that may wait for a place"),

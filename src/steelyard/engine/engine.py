@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import structlog
@@ -47,6 +47,12 @@ class EngineStats:
     device_us: int = 0
 
 
+def sum_stats(stats: list[EngineStats]) -> EngineStats:
+    """The counts of several engines together."""
+    names = [field.name for field in fields(EngineStats)]
+    return EngineStats(**{name: sum(getattr(s, name) for s in stats) for name in names})
+
+
 class Engine:
     """Continuous batching over one model."""
 
@@ -61,6 +67,8 @@ class Engine:
         is_caching: bool = True,
         request_log: RequestLog | None = None,
         metrics: EngineMetrics | None = None,
+        memory_bytes_max: int | None = None,
+        counts: EngineStats | None = None,
     ) -> None:
         assert max_batch_size >= 1, max_batch_size
         assert max_waiting >= 0, max_waiting
@@ -69,15 +77,21 @@ class Engine:
         self._max_waiting = max_waiting
         self._request_log = request_log
         self._metrics = metrics
-        self._counts = EngineStats()
+        # What it counted before it was last unloaded.
+        self._counts = counts or EngineStats()
         shapes = paged_shapes(model)
+        free_bytes = free_memory(model.device)
+        if memory_bytes_max is not None:
+            free_bytes = min(free_bytes, memory_bytes_max)
+        token_bytes = bytes_per_token(shapes or [], model.weights_dtype)
         blocks = count_blocks(
             max_batch_tokens=max_batch_tokens,
             max_batch_size=max_batch_size,
             max_model_len=model.max_model_len,
-            token_bytes=bytes_per_token(shapes or [], model.weights_dtype),
-            free_bytes=free_memory(model.device),
+            token_bytes=token_bytes,
+            free_bytes=free_bytes,
         )
+        self.memory_bytes = model.weights_bytes + blocks * BLOCK_TOKENS * token_bytes
         self.max_model_len = min(model.max_model_len, blocks * BLOCK_TOKENS)
         self._runner: Runner = SeparateRunner(model)
         if shapes is not None:
@@ -115,6 +129,12 @@ class Engine:
     def is_alive(self) -> bool:
         """Whether sequences still make progress."""
         return self._thread.is_alive()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no sequence is open."""
+        with self._wake:
+            return not self._open
 
     @property
     def device_kind(self) -> str:
@@ -166,7 +186,7 @@ class Engine:
                 self._counts,
                 running=running,
                 waiting=len(self._open) - running,
-                preemptions=self._scheduler.preemptions,
+                preemptions=self._counts.preemptions + self._scheduler.preemptions,
                 blocks=self._pool.blocks,
                 blocks_held=self._pool.held,
             )

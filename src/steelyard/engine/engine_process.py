@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,14 @@ import uvloop
 
 from steelyard.clock import SystemClock
 from steelyard.engine.http_server import Serving, build_app
-from steelyard.engine.metrics import EngineMetrics
+from steelyard.engine.model_shelf import ModelShelf
 from steelyard.engine.model_source import SMOLLM2, ModelKind, ModelSource, find_model_source
 from steelyard.engine.request_log import RequestLog
 from steelyard.errors import Failure, SteelyardError
 from steelyard.listening import listen
 
 if TYPE_CHECKING:
-    from steelyard.engine.engine import Engine
+    from steelyard.engine.engine import Engine, EngineStats
 
 _log = structlog.get_logger()
 
@@ -42,7 +43,7 @@ class EnginePackagesMissing(Failure):
 class EngineOptions:
     """Everything that can be chosen about an engine process."""
 
-    model: str = SMOLLM2
+    models: tuple[str, ...] = (SMOLLM2,)
     models_dir: Path = Path(".steelyard/models")
     model_name: str | None = None
     host: str = "127.0.0.1"
@@ -53,6 +54,7 @@ class EngineOptions:
     max_batch_size: int = 8
     max_waiting: int = 64
     max_batch_tokens: int | None = None
+    memory_gb: float | None = None
     prefill_tokens_per_step: int = 256
     threads: int | None = None
     prefix_caching: bool = True
@@ -64,18 +66,25 @@ class EngineOptions:
         assert 0 <= self.port <= 65535, self.port
         assert self.max_batch_size >= 1, self.max_batch_size
         assert self.max_waiting >= 0, self.max_waiting
+        assert self.models, "an engine serves at least one model"
+        assert self.model_name is None or len(self.models) == 1, "one name for several models"
         assert self.prefill_tokens_per_step >= 1, self.prefill_tokens_per_step
         assert self.threads is None or self.threads >= 1, self.threads
         assert self.max_model_len is None or self.max_model_len >= 2, self.max_model_len
+
+    @property
+    def memory_bytes_max(self) -> int | None:
+        """What all models in memory may take together."""
+        return None if self.memory_gb is None else int(self.memory_gb * 10**9)
 
 
 def run_engine(options: EngineOptions) -> int:
     """Serve until told to stop; the exit status, after one clear line when something failed."""
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
-        source = find_model_source(options.model)
-        _prepare_environment(source)
-        process = _EngineProcess(options, source)
+        sources = [find_model_source(model) for model in options.models]
+        _prepare_environment(sources)
+        process = _EngineProcess(options, sources)
         process.serve()
     except SteelyardError as error:
         sys.stderr.write(f"steelyard engine: {error} [{error.code}]\n")
@@ -87,11 +96,11 @@ def run_engine(options: EngineOptions) -> int:
     return 0
 
 
-def _prepare_environment(source: ModelSource) -> None:
+def _prepare_environment(sources: list[ModelSource]) -> None:
     # Read when torch is imported. Spinning OpenMP threads starve whatever shares the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if source.kind is not ModelKind.HUB:
+    if all(source.kind is not ModelKind.HUB for source in sources):
         # Some loaders ask the hub about a model even when all its files are here.
         os.environ["HF_HUB_OFFLINE"] = "1"
         # Only the hub's downloads need their bars; conversion reports by log lines.
@@ -101,9 +110,9 @@ def _prepare_environment(source: ModelSource) -> None:
 class _EngineProcess:
     """One listening socket, one loading thread, one engine."""
 
-    def __init__(self, options: EngineOptions, source: ModelSource) -> None:
+    def __init__(self, options: EngineOptions, sources: list[ModelSource]) -> None:
         self._options = options
-        self._source = source
+        self._sources = sources
         log = options.request_log
         # Open before there is an engine: after a crash, what was lost can be asked for at once.
         self._serving = Serving(
@@ -132,23 +141,18 @@ class _EngineProcess:
         self._server.take_signals()
         listener = listen(self._options.host, self._options.port, setting="--port")
         host, port = listener.getsockname()[:2]
-        _log.info("engine.listening", url=f"http://{host}:{port}", model=self._options.model)
+        _log.info("engine.listening", url=f"http://{host}:{port}", models=self._options.models)
         self._loading.start()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self._server.serve(sockets=[listener]))
-        if self._serving.engine is not None:
-            self._serving.engine.stop()
+        if self._serving.shelf is not None:
+            self._serving.shelf.stop()
         if self._failure is not None:
             raise self._failure
 
     def _load(self) -> None:
         try:
-            self._serving.engine = _start_engine(
-                self._options,
-                self._source,
-                request_log=self._serving.request_log,
-                metrics=self._serving.metrics,
-            )
+            self._serving.shelf = _fill_shelf(self._options, self._sources, self._serving)
         except BaseException as error:
             self._failure = error
             self._server.should_exit = True
@@ -167,14 +171,17 @@ class _Server(uvicorn.Server):
             signal.signal(number, self.handle_exit)
 
 
-def _start_engine(
-    options: EngineOptions,
-    source: ModelSource,
-    *,
-    request_log: RequestLog | None,
-    metrics: EngineMetrics,
-) -> Engine:
+def _fill_shelf(options: EngineOptions, sources: list[ModelSource], serving: Serving) -> ModelShelf:
     _import_torch(threads=options.threads)
+    shelf = ModelShelf(memory_bytes_max=options.memory_bytes_max)
+    for source in sources:
+        shelf.put(partial(_start_engine, options, source, serving))
+    return shelf
+
+
+def _start_engine(
+    options: EngineOptions, source: ModelSource, serving: Serving, counts: EngineStats | None
+) -> Engine:
     from steelyard.engine.engine import Engine
     from steelyard.engine.model_loading import LoadingChoices, load_model
     from steelyard.engine.warm_up import warm_up
@@ -194,8 +201,10 @@ def _start_engine(
         max_batch_tokens=options.max_batch_tokens,
         is_caching=options.prefix_caching,
         prefill_tokens_per_step=options.prefill_tokens_per_step,
-        request_log=request_log,
-        metrics=metrics,
+        request_log=serving.request_log,
+        metrics=serving.metrics,
+        memory_bytes_max=options.memory_bytes_max,
+        counts=counts,
     )
     engine.start()
     warm_up(engine)

@@ -12,7 +12,6 @@ from steelyard.engine.refusals import (
     ContextLengthExceeded,
     InvalidRequest,
     PromptOverBound,
-    ServedModelNotFound,
 )
 from steelyard.engine.sampler import Sampling
 from steelyard.engine.sequence import SequenceRequest
@@ -52,15 +51,6 @@ async def tokenize_body(
     if isinstance(text, list):
         return text
     return await anyio.to_thread.run_sync(partial(model.encode_text, text), limiter=limiter)
-
-
-def check_model_name(asked: str | None, model: LoadedModel) -> None:
-    """Refuse a request for a model that is not served here."""
-    if asked is not None and asked != model.name:
-        raise ServedModelNotFound(
-            f"the model {asked!r} is not served here; this engine serves {model.name!r}",
-            param="model",
-        )
 
 
 def make_sequence_requests(

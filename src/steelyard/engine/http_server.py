@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -43,11 +44,13 @@ from steelyard.ids import new_id
 
 if TYPE_CHECKING:
     from steelyard.engine.engine import Engine
+    from steelyard.engine.model_shelf import ModelShelf
     from steelyard.engine.request_log import RequestLog
 
 # What a proxy or a log may safely carry.
 _OPAQUE: Final = re.compile(r"[!-~]{1,200}")
 _TOKENIZER_THREADS: Final = 2
+_LOADING_WAITERS: Final = 64
 Endpoint = Callable[[Request], Awaitable[Response]]
 T = TypeVar("T")
 
@@ -57,21 +60,21 @@ class Serving:
     """What the edge knows of the engine: nothing while the model loads, then the engine."""
 
     body_bytes_max: int
-    engine: Engine | None = None
+    shelf: ModelShelf | None = None
     request_log: RequestLog | None = None
     metrics: EngineMetrics = field(init=False)
     created: int = field(default_factory=unix_seconds)
 
     def __post_init__(self) -> None:
-        self.metrics = EngineMetrics(lambda: [] if self.engine is None else [self.engine])
+        self.metrics = EngineMetrics(lambda: [] if self.shelf is None else self.shelf.engines)
 
-    def ready_engine(self) -> Engine:
-        """The engine, once it can answer."""
-        if self.engine is None:
+    def ready_shelf(self) -> ModelShelf:
+        """The models, once they can answer."""
+        if self.shelf is None:
             raise EngineLoading
-        if not self.engine.is_alive:
+        if not all(engine.is_alive for engine in self.shelf.engines):
             raise EngineStopped
-        return self.engine
+        return self.shelf
 
 
 def build_app(serving: Serving) -> Starlette:
@@ -97,17 +100,19 @@ class _Edge:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._limiter = CapacityLimiter(_TOKENIZER_THREADS)
+        # Whoever waits for a model must not keep others from tokenizing.
+        self._loading = CapacityLimiter(_LOADING_WAITERS)
 
     async def health(self, _request: Request) -> Response:
-        engine = self._serving.engine
-        if engine is None:
+        shelf = self._serving.shelf
+        if shelf is None:
             return json_response({"status": "loading"}, status=503, headers={"Retry-After": "5"})
-        if not engine.is_alive:
+        if not all(engine.is_alive for engine in shelf.engines):
             return json_response({"status": "dead"}, status=503)
         return json_response({"status": "ready"})
 
     async def stats(self, _request: Request) -> Response:
-        return json_response(asdict(self._serving.ready_engine().stats()))
+        return json_response(asdict(self._serving.ready_shelf().stats()))
 
     async def metrics(self, _request: Request) -> Response:
         return Response(self._serving.metrics.expose(), media_type=CONTENT_TYPE)
@@ -123,27 +128,26 @@ class _Edge:
         return json_response(found)
 
     async def models(self, _request: Request) -> Response:
-        engine = self._serving.ready_engine()
-        model = engine.model
-        facts = asdict(model.facts) | {"dtype": model.dtype, "device": str(model.device)}
-        entry = {
-            "id": model.name,
-            "object": "model",
-            "created": self._serving.created,
-            "owned_by": "steelyard",
-            "max_model_len": engine.max_model_len,
-            "steelyard": facts,
-        }
-        return json_response({"object": "list", "data": [entry]})
+        entries = [
+            {
+                "id": card.name,
+                "object": "model",
+                "created": self._serving.created,
+                "owned_by": "steelyard",
+                "max_model_len": card.max_model_len,
+                "steelyard": card.facts | {"loaded": is_loaded},
+            }
+            for card, is_loaded in self._serving.ready_shelf().cards
+        ]
+        return json_response({"object": "list", "data": entries})
 
     async def tokenize(self, request: Request) -> Response:
-        from steelyard.engine.generation import check_model_name, tokenize_body
+        from steelyard.engine.generation import tokenize_body
 
-        engine = self._serving.ready_engine()
-        model = engine.model
+        shelf = self._serving.ready_shelf()
         body = await self._read(request, TokenizeBody)
-        check_model_name(body.model, model)
-        token_ids = await tokenize_body(body, model, limiter=self._limiter)
+        async with self._in_use(shelf, shelf.check(body.model)) as engine:
+            token_ids = await tokenize_body(body, engine.model, limiter=self._limiter)
         return json_response(
             {"count": len(token_ids), "max_model_len": engine.max_model_len, "tokens": token_ids}
         )
@@ -157,18 +161,24 @@ class _Edge:
     async def _generate(
         self, request: Request, kind: type[ChatBody] | type[CompletionBody]
     ) -> Response:
+        shelf = self._serving.ready_shelf()
+        body = await self._read(request, kind)
+        name = shelf.check(body.model)
+        check_generation(body)
+        async with self._in_use(shelf, name) as engine:
+            # It submits at once, and an engine with an open sequence is in use by itself.
+            return await self._answer(request, body, engine)
+
+    async def _answer(
+        self, request: Request, body: ChatBody | CompletionBody, engine: Engine
+    ) -> Response:
         from steelyard.engine.answer_responses import StreamedAnswer, WholeAnswer
         from steelyard.engine.generation import (
-            check_model_name,
             make_answer_shape,
             make_sequence_requests,
             tokenize_body,
         )
 
-        engine = self._serving.ready_engine()
-        body = await self._read(request, kind)
-        check_model_name(body.model, engine.model)
-        check_generation(body)
         # Grammars are made off the event loop; a large schema takes a while.
         make = partial(
             make_sequence_requests,
@@ -192,6 +202,17 @@ class _Edge:
         )
         answer = StreamedAnswer if body.stream else WholeAnswer
         return answer(engine, requests, shape=shape)
+
+    @asynccontextmanager
+    async def _in_use(self, shelf: ModelShelf, name: str) -> AsyncGenerator[Engine]:
+        shelf.hold(name)
+        try:
+            engine = shelf.loaded(name)
+            if engine is None:
+                engine = await anyio.to_thread.run_sync(shelf.load, name, limiter=self._loading)
+            yield engine
+        finally:
+            shelf.let_go(name)
 
     async def _read(self, request: Request, kind: type[T]) -> T:
         return decode_body(await _read_body(request, self._serving.body_bytes_max), kind)

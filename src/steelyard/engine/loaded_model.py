@@ -70,6 +70,11 @@ class LoadedModel:
         self._takes_positions = "position_ids" in accepted
         self._takes_logits_to_keep = "logits_to_keep" in accepted
 
+    @property
+    def weights_bytes(self) -> int:
+        """What the weights take; those that layers share count once."""
+        return sum(weight.nbytes for weight in self._model.parameters())
+
     def new_cache(self) -> DynamicCache:
         """An empty cache of the layer kinds this model needs."""
         return DynamicCache(config=self._model.config)

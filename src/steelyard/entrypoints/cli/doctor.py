@@ -86,10 +86,10 @@ def _model(settings: Settings) -> Finding:
     from steelyard.engine.model_source import find_model_source
 
     try:
-        source = find_model_source(settings.model)
+        found = [find_model_source(model).location for model in settings.models]
     except SteelyardError as error:
         return Finding("model", "bad", str(error))
-    return Finding("model", "good", f"{settings.model}: {source.location}")
+    return Finding("model", "good", f"{settings.model}: {', '.join(found)}")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -13,6 +13,12 @@ ModelOption = Annotated[
     str | None,
     typer.Option(help="smollm2, a folder, a GGUF file or a hub id [STEELYARD_MODEL]."),
 ]
+ModelsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="smollm2, a folder, a GGUF file or a hub id; again for one more [STEELYARD_MODEL]."
+    ),
+]
 NameOption = Annotated[
     str | None, typer.Option("--model-name", help="Name to serve it under [STEELYARD_MODEL_NAME].")
 ]
@@ -106,7 +112,7 @@ def gateway(
 
 
 def engine(
-    model: ModelOption = None,
+    model: ModelsOption = None,
     model_name: NameOption = None,
     host: Annotated[
         str | None, typer.Option(help="Address to listen on [STEELYARD_ENGINE_HOST].")
@@ -126,11 +132,15 @@ def engine(
         int | None,
         typer.Option(help="Tokens kept in key-value memory [STEELYARD_ENGINE_BATCH_TOKENS]."),
     ] = None,
+    memory_gb: Annotated[
+        float | None,
+        typer.Option(help="Memory of all models together [STEELYARD_ENGINE_MEMORY_GB]."),
+    ] = None,
     data_dir: DataOption = None,
 ) -> None:
     """Start the engine: PyTorch inference behind an OpenAI-compatible API, useful alone."""
     settings = read_settings(
-        model=model,
+        model=",".join(model) if model else None,
         model_name=model_name,
         engine_host=host,
         engine_port=port,
@@ -139,6 +149,7 @@ def engine(
         max_model_len=max_model_len,
         engine_batch_max=max_batch_size,
         engine_batch_tokens=max_batch_tokens,
+        engine_memory_gb=memory_gb,
         data_dir=data_dir,
     )
     raise typer.Exit(_run_engine(settings))
@@ -156,7 +167,7 @@ def _run_engine(settings: Settings) -> int:
 
     return run_engine(
         EngineOptions(
-            model=settings.model,
+            models=settings.models,
             models_dir=settings.models_path,
             model_name=settings.model_name,
             host=settings.engine_host,
@@ -167,6 +178,7 @@ def _run_engine(settings: Settings) -> int:
             max_batch_size=settings.engine_batch_max,
             max_waiting=settings.engine_waiting_max,
             max_batch_tokens=settings.engine_batch_tokens,
+            memory_gb=settings.engine_memory_gb,
             prefix_caching=settings.engine_prefix_caching,
             threads=settings.engine_threads,
             request_log=settings.engine_request_log_path,
