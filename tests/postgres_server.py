@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -23,39 +24,54 @@ def find_binaries() -> Path | None:
     return next((folder for folder in candidates if (folder / "initdb").exists()), None)
 
 
+@dataclass(frozen=True)
+class PostgresServer:
+    """A running server; `restart` is what a crash and a new start look like to its clients."""
+
+    url: str
+    folder: Path
+    control: tuple[str | Path, ...]
+    start: tuple[str | Path, ...]
+    user: str | None
+
+    def restart(self) -> None:
+        self.run(*self.control, "-m", "immediate", "stop")
+        self.run(*self.start)
+
+    def run(self, *command: str | Path) -> None:
+        subprocess.run(command, user=self.user, cwd=self.folder, check=True, capture_output=True)
+
+
 @contextmanager
 def running_postgres(binaries: Path, *, options: str = "-c fsync=off") -> Generator[str]:
     """Start a server and give the URL of its maintenance database."""
+    with serving_postgres(binaries, options=options) as server:
+        yield server.url
+
+
+@contextmanager
+def serving_postgres(binaries: Path, *, options: str) -> Generator[PostgresServer]:
+    """Start a server that can be restarted."""
     # PostgreSQL refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else None
     folder = Path(tempfile.mkdtemp(prefix="steelyard-postgres-"))
     try:
         if user:
             shutil.chown(folder, user)
-        database = folder / "data"
-        command = [
-            binaries / "initdb",
-            "-D",
-            database,
-            "-U",
-            "steelyard",
-            "-A",
-            "trust",
-            "--no-sync",
-        ]
-        subprocess.run(command, user=user, cwd=folder, check=True, capture_output=True)
-        port = free_port()
+        database, port = folder / "data", free_port()
         options = f"-p {port} -c listen_addresses=127.0.0.1 -k {folder} {options}"
-        control = [binaries / "pg_ctl", "-D", database, "-w", "-t", str(START_TIMEOUT_S)]
-        log = ["-l", folder / "log", "-o", options]
-        subprocess.run(
-            [*control, *log, "start"], user=user, cwd=folder, check=True, capture_output=True
+        control = (binaries / "pg_ctl", "-D", database, "-w", "-t", str(START_TIMEOUT_S))
+        url = f"postgresql://steelyard@127.0.0.1:{port}/postgres"
+        start = (*control, "-l", folder / "log", "-o", options, "start")
+        server = PostgresServer(url, folder, control, start, user)
+        server.run(
+            binaries / "initdb", "-D", database, "-U", "steelyard", "-A", "trust", "--no-sync"
         )
+        server.run(*start)
         try:
-            yield f"postgresql://steelyard@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            stop = [*control, "-m", "immediate", "stop"]
-            subprocess.run(stop, user=user, cwd=folder, check=True, capture_output=True)
+            server.run(*control, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -117,6 +117,22 @@ class Settings(BaseSettings):
     outbox_bytes_max: int = Field(
         default=8 * 1024**3, ge=64 * 1024, description="largest size of an outbox, in bytes"
     )
+    event_log: Literal["outbox", "kafka"] = Field(
+        default="outbox",
+        description="how events reach the worker: outbox (it reads them itself) or kafka",
+    )
+    kafka_servers: str = Field(
+        default="127.0.0.1:9092", description="brokers of Kafka, HOST:PORT with commas between them"
+    )
+    kafka_topic: str = Field(
+        default="steelyard.usage",
+        description="topic of the usage events; quarantined ones are copied to TOPIC.quarantine",
+    )
+    kafka_group: str = Field(default="steelyard-worker", description="group of the workers")
+    kafka_options: str | None = Field(
+        default=None,
+        description="more options of librdkafka, as security.protocol=ssl,ssl.ca.location=ca.pem",
+    )
     outbox_keep_s: float = Field(
         default=86_400.0,
         ge=0,

@@ -1,9 +1,10 @@
 """Builds the gateway from its parts."""
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -15,6 +16,7 @@ from steelyard.app.disconnect_setting import read_policies
 from steelyard.app.stores import open_stores
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.eventlog.outbox import Outbox
+from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission, AdmissionLimits
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.key_directory import KeyDirectory, KeysByHash
@@ -80,6 +82,7 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
         stores.clock,
         keep_s=settings.outbox_keep_s,
         every_s=settings.outbox_prune_s,
+        relayed=_relayed(settings),
     )
     left_open = await anyio.to_thread.run_sync(recovery.find)
     async with engine, anyio.create_task_group() as tasks:
@@ -99,10 +102,21 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
 
 def _open_outbox(settings: Settings, source_prefix: str) -> Outbox:
     return Outbox(
-        settings.outbox_dir / f"{settings.gateway_name}.outbox",
+        _outbox_path(settings),
         source=source_prefix + new_id(),
         bytes_max=settings.outbox_bytes_max,
     )
+
+
+def _relayed(settings: Settings) -> Callable[[], int] | None:
+    """How far the relay is with this gateway's outbox, where there is one."""
+    if settings.event_log == "outbox":
+        return None
+    return lambda: read_relayed(_outbox_path(settings))
+
+
+def _outbox_path(settings: Settings) -> Path:
+    return settings.outbox_dir / f"{settings.gateway_name}.outbox"
 
 
 def _engine(settings: Settings) -> OpenAIHttpUpstream:

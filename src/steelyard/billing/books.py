@@ -61,7 +61,9 @@ class QuarantinedEvent(NamedTuple):
 
 
 class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, Protocol):
-    """One unit of work on the books."""
+    """One unit of work on the books; `set_aside` is what it has put into quarantine."""
+
+    set_aside: list[QuarantinedEvent]
 
     def lock_held_funds(self, hold_ids: Collection[str]) -> dict[str, HeldFunds]:
         """What the open ones of these holds have set aside; nobody else ends them meanwhile."""

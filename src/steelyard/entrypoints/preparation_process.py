@@ -17,7 +17,7 @@ import msgspec
 from steelyard.billing.batch_rating import BatchRating
 from steelyard.billing.event_preparation import PreparedBatch, prepare_batch
 from steelyard.errors import Failure
-from steelyard.eventlog.log import EventLogUnavailable
+from steelyard.eventlog.log import EventLogReader, EventLogUnavailable
 from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.pricing.price_book import CanonicalDocument
 
@@ -112,7 +112,14 @@ def prepare_wanted(
     reader: OutboxReader, wanted: Wanted, rating: BatchRating
 ) -> PreparedBatch | None:
     """Read and prepare a batch; None if there are no records."""
-    records = reader.read_after(wanted.position, limit=wanted.records_max)
+    return prepare_next(reader, wanted.position, rating, records_max=wanted.records_max)
+
+
+def prepare_next(
+    reader: EventLogReader, position: int, rating: BatchRating, *, records_max: int
+) -> PreparedBatch | None:
+    """Read and prepare what comes after a position of any log; None if there is nothing."""
+    records = reader.read_after(position, limit=records_max)
     return prepare_batch(records, log_id=reader.log_id, rating=rating) if records else None
 
 

@@ -117,6 +117,8 @@ def _roles(settings: Settings) -> list[Role]:
     environment = {**os.environ, **settings_as_environment(settings)}
     gateway = f"http://{settings.host}:{settings.gateway_port}/health"
     healths = {"engine": f"{settings.engine_address}/health", "gateway": gateway, "worker": None}
+    if settings.event_log == "kafka":
+        healths["relay"] = None
     return [
         Role(name, health, settings.logs_dir / f"{name}.log", environment)
         for name, health in healths.items()
@@ -147,9 +149,9 @@ def _wait_until_ready(roles: list[Role], stop: threading.Event) -> bool:
 
 
 def _answers(role: Role) -> bool:
-    """Whether the process is at work; the worker is as soon as it has said so."""
+    """Whether the process is at work; worker and relay are as soon as they have said so."""
     if role.health_url is None:
-        return "worker.started" in role.last_words()
+        return f"{role.name}.started" in role.last_words()
     try:
         with urllib.request.urlopen(role.health_url, timeout=PROBE_TIMEOUT_S) as response:
             return response.status == 200
@@ -192,6 +194,8 @@ def _plan_restart(role: Role, now_s: float) -> None:
 def _stop(roles: list[Role]) -> None:
     """The gateway first, so that open answers end; the worker last, so that it settles them."""
     by_name = {role.name: role for role in roles}
-    for name in ("gateway", "engine", "worker"):
+    for name in ("gateway", "engine", "relay", "worker"):
+        if name not in by_name:
+            continue
         by_name[name].stop()
         by_name[name].wait(deadline_s=time.monotonic() + STOP_S)

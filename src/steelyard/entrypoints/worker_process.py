@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from steelyard.app.event_log import open_event_logs
 from steelyard.app.stores import Stores, open_stores
 from steelyard.billing.batch_rating import BatchRating
 from steelyard.billing.books import PositionMoved
@@ -22,11 +23,13 @@ from steelyard.entrypoints.preparation_process import (
     PreparationProcess,
     PreparationStopped,
     Wanted,
+    prepare_next,
     prepare_wanted,
 )
 from steelyard.errors import Failure
-from steelyard.eventlog.log import EventLogUnavailable
-from steelyard.eventlog.outbox_reader import OutboxReader, find_outboxes
+from steelyard.eventlog.log import EventLogReader, EventLogs, EventLogUnavailable
+from steelyard.eventlog.outbox_folder import OutboxFolder
+from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.settings import Settings
 
@@ -45,7 +48,8 @@ def run_worker(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     stores = open_stores(settings)
-    worker = Worker(stores, settings.outbox_dir, batch_max=settings.worker_batch_max)
+    logs = open_event_logs(settings, stores)
+    worker = Worker(stores, logs, batch_max=settings.worker_batch_max)
     sweep = Sweep(stores, every_s=settings.sweep_s, hold_ttl_s=settings.hold_ttl_s)
     log.info("worker.started")
     while not stop.is_set():
@@ -82,17 +86,15 @@ class Sweep:
 
 
 class Worker:
-    """Follows every outbox of a folder from the position that the books remember.
+    """Follows event logs, or the outboxes of a folder, from the position that the books remember.
 
     While there is more than a batch to do, another process prepares the next one meanwhile.
     """
 
-    def __init__(self, stores: Stores, outbox_dir: Path, *, batch_max: int) -> None:
+    def __init__(self, stores: Stores, logs: EventLogs | Path, *, batch_max: int) -> None:
         self._stores = stores
-        self._outbox_dir = outbox_dir
+        self._logs = OutboxFolder(logs) if isinstance(logs, Path) else logs
         self._batch_max = batch_max
-        self._readers: dict[Path, OutboxReader] = {}
-        self._unreadable: set[Path] = set()
         self._positions: dict[str, int] = {}
         self._prices: Mapping[str, CanonicalDocument] = {}
         self._rating = BatchRating({})
@@ -100,29 +102,24 @@ class Worker:
 
     def work(self) -> int:
         """Settle what is there now, some batches of each outbox; returns how many records it read."""
-        for path in find_outboxes(self._outbox_dir):
-            if path not in self._readers:
-                self._open(path)
-        return sum(self._settle_outbox(reader) for reader in self._readers.values())
+        read = 0
+        failure: EventLogUnavailable | None = None
+        for reader in self._logs.readers():
+            try:
+                read += self._settle_log(reader)
+            except EventLogUnavailable as unavailable:
+                # One log that cannot be read keeps nobody from the others.
+                failure = unavailable
+        if failure and not read:
+            raise failure
+        return read
 
     def close(self) -> None:
         self._stop_preparation()
-        for reader in self._readers.values():
-            reader.close()
+        self._logs.close()
 
-    def _open(self, path: Path) -> None:
-        """Follow an outbox; one that its gateway is still making is tried again at the next look."""
-        try:
-            self._readers[path] = OutboxReader(path)
-        except EventLogUnavailable as failure:
-            if path not in self._unreadable:
-                log.warning("worker.outbox_unreadable", path=str(path), reason=str(failure))
-            self._unreadable.add(path)
-        else:
-            self._unreadable.discard(path)
-
-    def _settle_outbox(self, reader: OutboxReader) -> int:
-        """Up to some batches in a row, so that a busy outbox keeps both processes at work and does
+    def _settle_log(self, reader: EventLogReader) -> int:
+        """Up to some batches in a row, so that a busy log keeps both processes at work and does
         not keep the others waiting for long."""
         read = 0
         for _ in range(BATCHES_IN_A_ROW):
@@ -132,7 +129,7 @@ class Worker:
                 break
         return read
 
-    def _settle_next(self, reader: OutboxReader) -> int:
+    def _settle_next(self, reader: EventLogReader) -> int:
         position = self._position(reader.log_id)
         try:
             batch = self._prepare(reader, position)
@@ -148,16 +145,22 @@ class Worker:
         try:
             with _collection_paused(), self._stores.books.write() as unit:
                 counts = settle_batch(batch, unit, at=self._stores.clock.now())
+                set_aside = unit.set_aside
         except PositionMoved as moved:
             log.warning("worker.position_moved", reason=str(moved))
             del self._positions[reader.log_id]
             return batch.record_count
         self._positions[reader.log_id] = batch.last_position
+        self._logs.settled(reader, batch.last_position)
+        if set_aside:
+            self._logs.set_aside(reader, [(event.reason, event.body) for event in set_aside])
         log.info("events.settled", log_id=reader.log_id, read=batch.record_count, **counts)
         return batch.record_count
 
-    def _prepare(self, reader: OutboxReader, position: int) -> PreparedBatch | None:
+    def _prepare(self, reader: EventLogReader, position: int) -> PreparedBatch | None:
         """Prepare here, or take what the other process has ready and let it go on."""
+        if not isinstance(reader, OutboxReader):
+            return prepare_next(reader, position, self._rating, records_max=self._batch_max)
         wanted = Wanted(reader.path, position, self._batch_max)
         if self._preparation is None:
             batch = prepare_wanted(reader, wanted, self._rating)

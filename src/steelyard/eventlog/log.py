@@ -26,3 +26,21 @@ class EventLogReader(Protocol):
     def log_id(self) -> str: ...
 
     def read_after(self, position: int, *, limit: int) -> Sequence[LogRecord]: ...
+
+
+class EventLogs(Protocol):
+    """The logs that one worker follows."""
+
+    def readers(self) -> Sequence[EventLogReader]:
+        """Those that are this worker's now; raises EventLogUnavailable."""
+        ...
+
+    def settled(self, reader: EventLogReader, position: int) -> None:
+        """The books have everything up to this position."""
+        ...
+
+    def set_aside(self, reader: EventLogReader, records: Sequence[tuple[str, bytes]]) -> None:
+        """The books keep these records in quarantine, each for a reason."""
+        ...
+
+    def close(self) -> None: ...

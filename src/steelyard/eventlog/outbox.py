@@ -139,6 +139,12 @@ class Outbox:
                 settled=settled_position, needed=needed, written_before=written_before
             )
 
+    def oldest_events(self) -> tuple[int, list[str]] | None:
+        """The ids of the events that would be pruned next, and the position of the last of them."""
+        with self._committing:
+            oldest = self._writer.oldest()
+        return (oldest[0], _ids_of(oldest[1])) if oldest else None
+
     def set_bytes_max(self, bytes_max: int) -> None:
         """Give the outbox more room, or less, from the next commit on."""
         with self._committing:

@@ -117,6 +117,14 @@ class SegmentWriter:
             pruned += 1
         return pruned
 
+    def oldest(self) -> tuple[int, list[bytes]] | None:
+        """The events of the oldest segment that is finished, and the position of the last."""
+        if len(self._segments) < 2:
+            return None
+        content = self._segments[0].path_in(self.folder).read_bytes()
+        events = [event for batch in read_batches(memoryview(content)) for event in batch.events]
+        return self._segments[1].first_position - 1, events
+
     def close(self) -> None:
         if self._file:
             self._file.close()

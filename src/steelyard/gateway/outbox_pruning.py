@@ -1,5 +1,6 @@
 """Deletes what the outbox need not keep: segments whose events are all in the books."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,18 +18,36 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class OutboxPruning:
-    """Asks the books for the stored position of the log, and nothing else, what may go."""
+    """Asks the books what may go.
+
+    Where a relay carries the events on, their place in the books is not one of this log, so that
+    the books are asked whether any of their holds is still open.
+    """
 
     outbox: Outbox
     books: Books
     clock: Clock
     keep_s: float
     every_s: float
+    # How far the relay is; None where the worker reads the outbox itself.
+    relayed: Callable[[], int] | None = None
 
     def prune(self) -> int:
         """Returns how many segments went; raises BooksUnavailable."""
-        with self.books.write() as unit:
-            position = unit.position(self.outbox.log_id)
+        if self.relayed is None:
+            with self.books.write() as unit:
+                position = unit.position(self.outbox.log_id)
+            return self._prune(position)
+        pruned = 0
+        while (oldest := self.outbox.oldest_events()) and oldest[0] <= self.relayed():
+            with self.books.write() as unit:
+                is_settled = not unit.read_holds(oldest[1])
+            if not is_settled or not self._prune(oldest[0]):
+                break
+            pruned += 1
+        return pruned
+
+    def _prune(self, position: int) -> int:
         written_before = self.clock.now() - timedelta(seconds=self.keep_s)
         return self.outbox.prune(position, written_before=written_before)
 

