@@ -133,6 +133,21 @@ class Settings(BaseSettings):
         default=None,
         description="more options of librdkafka, as security.protocol=ssl,ssl.ca.location=ca.pem",
     )
+    idempotency_keep_s: float = Field(
+        default=86_400.0,
+        gt=0,
+        description="how long the answer to a request with an Idempotency-Key is kept, in seconds",
+    )
+    idempotency_wait_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="how long a duplicate waits for the first request to end; then 409; in seconds",
+    )
+    idempotency_bytes_max: int = Field(
+        default=256 * 1024**2,
+        ge=1024 * 1024,
+        description="largest size of all kept answers, in bytes; the oldest go first",
+    )
     outbox_keep_s: float = Field(
         default=86_400.0,
         ge=0,

@@ -99,7 +99,7 @@ def test_the_key_goes_before_the_model_and_that_before_the_gateway(sqlite_world:
         )
     ]
 
-    assert chosen == ["prompt_only", "free", "drain", "delivered", "drain"]
+    assert chosen == ["prompt_only", "free", "drain", "delivered", "free"]
 
 
 @pytest.mark.parametrize("text", ["small", "small=gratis", "=free"])

@@ -81,7 +81,7 @@ class Upstream:
             [
                 web.get("/health", self.health),
                 web.get("/v1/models", self.models),
-                web.get("/v1/requests/{id}", self.request),
+                web.get("/requests/{id}", self.request),
                 web.post("/tokenize", self.tokenize),
                 web.post("/v1/chat/completions", self.chat),
             ]
@@ -103,7 +103,8 @@ class Upstream:
         made = self._log.made.get(request_id)
         if made is None:
             return web.json_response({"error": {"code": "not_found"}}, status=404)
-        return web.json_response({"request_id": request_id, **vars(made)})
+        state = "ended" if made.end else "running"
+        return web.json_response({"request_id": request_id, "state": state, **vars(made)})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()

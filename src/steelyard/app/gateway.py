@@ -13,12 +13,15 @@ from steelyard.access.rate_limit import RequestRateLimit
 from steelyard.access.store import AccessStore
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.disconnect_setting import read_policies
-from steelyard.app.stores import open_stores
+from steelyard.app.stores import Stores, open_stores
 from steelyard.billing.hold_desk import HoldDesk
+from steelyard.clock import Clock
 from steelyard.eventlog.outbox import Outbox
 from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.answer_store import SqliteAnswerStore
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
+from steelyard.gateway.idempotency import Idempotency
 from steelyard.gateway.key_directory import KeyDirectory, KeysByHash
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
@@ -39,6 +42,7 @@ class GatewayParts:
     gateway: Gateway
     keys: KeyDirectory
     catalog: ModelCatalog
+    idempotency: Idempotency
 
 
 @asynccontextmanager
@@ -76,14 +80,8 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
         clock=stores.clock,
         disconnect_policies=_disconnect_policies(settings),
     )
-    pruning = OutboxPruning(
-        outbox,
-        stores.books,
-        stores.clock,
-        keep_s=settings.outbox_keep_s,
-        every_s=settings.outbox_prune_s,
-        relayed=_relayed(settings),
-    )
+    pruning = _pruning(settings, stores, outbox)
+    answers = _answers(settings, stores.clock)
     left_open = await anyio.to_thread.run_sync(recovery.find)
     async with engine, anyio.create_task_group() as tasks:
         await keys.refresh()
@@ -92,11 +90,15 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
             tasks.start_soon(watch)
         tasks.start_soon(recovery.resolve, left_open)
         yield GatewayParts(
-            Gateway(admission, outbox, stores.clock), KeyDirectory(keys, stores.pepper), catalog
+            Gateway(admission, outbox, stores.clock),
+            KeyDirectory(keys, stores.pepper),
+            catalog,
+            Idempotency(answers, wait_s=settings.idempotency_wait_s),
         )
         tasks.cancel_scope.cancel()
     await anyio.to_thread.run_sync(hold_desk.close)
     await anyio.to_thread.run_sync(outbox.close)
+    answers.close()
     stores.database.close()
 
 
@@ -105,6 +107,27 @@ def _open_outbox(settings: Settings, source_prefix: str) -> Outbox:
         _outbox_path(settings),
         source=source_prefix + new_id(),
         bytes_max=settings.outbox_bytes_max,
+    )
+
+
+def _answers(settings: Settings, clock: Clock) -> SqliteAnswerStore:
+    return SqliteAnswerStore(
+        settings.data_dir / "answers.db",
+        owner=settings.gateway_name,
+        clock=clock,
+        keep_s=settings.idempotency_keep_s,
+        bytes_max=settings.idempotency_bytes_max,
+    )
+
+
+def _pruning(settings: Settings, stores: Stores, outbox: Outbox) -> OutboxPruning:
+    return OutboxPruning(
+        outbox,
+        stores.books,
+        stores.clock,
+        keep_s=settings.outbox_keep_s,
+        every_s=settings.outbox_prune_s,
+        relayed=_relayed(settings),
     )
 
 

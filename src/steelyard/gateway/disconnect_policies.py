@@ -15,7 +15,8 @@ class DisconnectPolicies:
     by_model: Mapping[str, DisconnectPolicy] = field(default_factory=dict[str, DisconnectPolicy])
 
     def policy_of(self, key: VirtualKey, *, model: str, is_repeatable: bool) -> DisconnectPolicy:
-        """An answer that can be asked for again is finished without its client: `drain`."""
+        """An answer that is kept for its client is finished without it; where even that fails, the
+        client asks again and pays then: `free`."""
         if is_repeatable:
-            return "drain"
+            return "free"
         return key.disconnect_policy or self.by_model.get(model) or self.default

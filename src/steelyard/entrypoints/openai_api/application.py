@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -19,8 +20,9 @@ from steelyard.entrypoints.openai_api.error_answer import (
     status_of,
 )
 from steelyard.errors import Refusal, SteelyardError
+from steelyard.gateway.idempotency import Place, read_key
 from steelyard.gateway.serve import serve
-from steelyard.gateway.workloads.asked import Asked
+from steelyard.gateway.workloads.asked import Asked, digest_request
 from steelyard.gateway.workloads.chat import parse_chat
 from steelyard.gateway.workloads.completion import parse_completion
 from steelyard.gateway.workloads.generate import parse_generate, plain_answer
@@ -100,7 +102,19 @@ class GatewayApplication:
         body = await client.read_body(bytes_max=self._body_bytes_max)
         asked = WORKLOADS[path](body)
         client.reshape = RESHAPES.get(path)
-        await serve(parts.gateway, asked, key, client, request_id=request_id)
+        name = read_key(client.headers)
+        if name is None:
+            await serve(parts.gateway, asked, key, client, request_id=request_id)
+        else:
+            kept = replace(asked, is_repeatable=True)
+            await parts.idempotency.serve_once(
+                Place(key.id, name),
+                client,
+                lambda remembering: serve(
+                    parts.gateway, kept, key, remembering, request_id=request_id
+                ),
+                digest=digest_request(path.encode() + b"\n" + body),
+            )
         if asked.is_streamed and client.has_started:
             await client.finish()
 

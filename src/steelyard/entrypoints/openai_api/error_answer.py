@@ -9,6 +9,11 @@ from steelyard.access.rate_limit import RateLimited
 from steelyard.access.virtual_key import KeyMissing, KeyRevoked, KeyUnknown
 from steelyard.errors import Failure, Refusal, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
+from steelyard.gateway.idempotency import (
+    AnswersUnavailable,
+    IdempotencyConflict,
+    IdempotencyKeyReused,
+)
 from steelyard.gateway.refusals import (
     InvalidRequest,
     ModelNotFound,
@@ -55,6 +60,8 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     ModelNotFound: 404,
     EndpointNotFound: 404,
     MethodNotAllowed: 405,
+    IdempotencyConflict: 409,
+    IdempotencyKeyReused: 422,
     BodyTooLarge: 413,
     PromptTooLong: 413,
     RateLimited: 429,
@@ -63,6 +70,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     UpstreamUsageMalformed: 502,
     UpstreamUnavailable: 503,
     EventLogUnavailable: 503,
+    AnswersUnavailable: 503,
     InternalError: 500,
     Failure: 503,
 }

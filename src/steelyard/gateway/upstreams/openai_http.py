@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
+from typing import Any, Literal
 from urllib.parse import quote
 
 import aiohttp
@@ -49,18 +50,26 @@ class _Count(msgspec.Struct):
     count: int
 
 
-class _Logged(msgspec.Struct):
-    """A line of the engine's request log; no end yet means that it is still at work."""
+class _LoggedAnswer(msgspec.Struct):
+    cached_tokens: int = 0
 
+
+class _Logged(msgspec.Struct):
+    """What the engine's request log says of a request."""
+
+    state: Literal["running", "ended", "lost"]
     prompt_tokens: int
     completion_tokens: int
-    end: str | None = None
+    answers: list[_LoggedAnswer] = []
 
-    def as_usage(self) -> dict[str, int]:
+    def as_usage(self) -> dict[str, Any]:
+        """The same as a usage block; answers to one prompt share what was cached of it."""
+        cached = max((answer.cached_tokens for answer in self.answers), default=0)
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": min(cached, self.prompt_tokens)},
         }
 
 
@@ -137,7 +146,7 @@ class OpenAIHttpUpstream:
         return found
 
     async def _logged_attempt(self, request_id: str) -> LoggedAttempt | None:
-        path = f"/v1/requests/{quote(request_id, safe='')}"
+        path = f"/requests/{quote(request_id, safe='')}"
         async with self._request("GET", path, None, None) as response:
             answer = await _read(response)
         if answer.status in {404, 405}:
@@ -150,8 +159,11 @@ class OpenAIHttpUpstream:
             raise UpstreamFailed(
                 f"{self.name} tells of a request in a way we cannot read"
             ) from error
-        if logged.end is None:
+        if logged.state == "running":
             raise UpstreamUnavailable(f"{self.name} is still at work on {request_id}")
+        if not logged.prompt_tokens:
+            # It was lost with the engine itself, before anything of it was counted.
+            return None
         return LoggedAttempt(msgspec.json.encode(logged.as_usage()), self.count_source)
 
     @asynccontextmanager

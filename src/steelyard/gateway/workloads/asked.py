@@ -33,7 +33,7 @@ class Asked:
     is_streamed: bool
     wants_usage: bool
     request_digest: str
-    # The client can ask for the answer again (Idempotency-Key), so it is finished without it.
+    # The client can ask for the answer again (Idempotency-Key): it is kept.
     is_repeatable: bool = False
 
     def upstream_body(self, *, model: str, input_tokens_max: int, output_tokens_max: int) -> bytes:
