@@ -5,8 +5,10 @@ number of picos per token, so rating never rounds.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NewType
+from types import MappingProxyType
+from typing import Final, NewType
 
 from steelyard.errors import Refusal
 
@@ -14,6 +16,20 @@ PICOS_PER_UNIT = 10**12
 PICO_DIGITS = 12
 
 Currency = NewType("Currency", str)
+
+# ISO 4217: most currencies have a hundredth as their smallest unit; these do not.
+_MINOR_DIGITS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        currency: digits
+        for digits, currencies in (
+            (0, "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"),
+            (3, "BHD IQD JOD KWD LYD OMR TND"),
+            (4, "CLF UYW"),
+        )
+        for currency in currencies.split()
+    }
+)
+_USUAL_MINOR_DIGITS: Final = 2
 
 # 30 digits are more than all the money there is; the bound keeps hostile input cheap.
 _DECIMAL = re.compile(r"-?(?:0|[1-9][0-9]{0,29})(?:\.[0-9]{1,30})?", re.ASCII)
@@ -79,3 +95,34 @@ def write_decimal(picos: int) -> str:
     whole, fraction = divmod(abs(picos), PICOS_PER_UNIT)
     decimals = f"{fraction:0{PICO_DIGITS}d}".rstrip("0")
     return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
+
+
+def minor_digits(currency: Currency) -> int:
+    """How many decimals the currency's smallest unit has, by ISO 4217."""
+    return _MINOR_DIGITS.get(currency, _USUAL_MINOR_DIGITS)
+
+
+def round_half_even_to_minor_unit(exact: Money) -> tuple[Money, Money]:
+    """The one rounding of an invoice: what is payable, and what that is more than the exact
+    amount."""
+    picos = 10 ** (PICO_DIGITS - minor_digits(exact.currency))
+    payable = divide_half_even(exact.picos, picos) * picos
+    return Money(payable, exact.currency), Money(payable - exact.picos, exact.currency)
+
+
+def divide_half_even(dividend: int, divisor: int) -> int:
+    """The nearest whole number; of two that are as near, the even one."""
+    assert divisor > 0, f"the divisor is positive, got {divisor}"
+    quotient, rest = divmod(dividend, divisor)
+    is_up = 2 * rest > divisor or (2 * rest == divisor and quotient % 2 == 1)
+    return quotient + is_up
+
+
+def write_minor(money: Money) -> str:
+    """An amount of whole minor units with all of their decimals: '12.50', and '12' in yen."""
+    digits = minor_digits(money.currency)
+    minor, rest = divmod(abs(money.picos), 10 ** (PICO_DIGITS - digits))
+    assert rest == 0, f"{money} is no whole number of minor units"
+    sign = "-" if money.picos < 0 else ""
+    whole, decimals = divmod(minor, 10**digits)
+    return f"{sign}{whole}.{decimals:0{digits}d}" if digits else f"{sign}{whole}"

@@ -246,7 +246,9 @@ def test_nobody_owes_less_than_nothing_written_off(write: OpenUnit) -> None:
     with write() as unit:
         unit.set_credit_limit(PAYER, currency=USD, picos=5)
         unit.post([_charge(Draw(CREDIT_LINE, 3))])
-        unit.post([write_off(Money(3, USD), payer_id=PAYER, command=_command())])
+        unit.post(
+            [write_off([Draw(CREDIT_LINE, 3)], payer_id=PAYER, currency=USD, command=_command())]
+        )
 
     with write() as unit:
         assert unit.lock_funds([PAYER], currency=USD)[PAYER] == ([], 5)

@@ -294,6 +294,7 @@ def test_an_adjustment_after_a_closed_period_goes_on_the_next_invoice(funds: Fun
                 "period_end": period_end,
                 "issued_at": funds.clock.now(),
                 "corrects": None,
+                "command_id": "closing",
                 "canonical": "{}",
             },
         )

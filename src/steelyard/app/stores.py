@@ -18,6 +18,7 @@ from steelyard.storage.books import SqlBooks
 from steelyard.storage.budget_store import SqlBudgetStore
 from steelyard.storage.database import Database, open_database, sqlite_url
 from steelyard.storage.fund_reports import SqlFundReports
+from steelyard.storage.invoice_store import SqlInvoiceStore
 from steelyard.storage.migration import check_version, migrate
 from steelyard.storage.price_store import SqlPriceStore
 from steelyard.storage.reports import SqlReports
@@ -39,6 +40,7 @@ class Stores:
     access: AccessStore
     budgets: SqlBudgetStore
     funds: SqlFundReports
+    invoices: SqlInvoiceStore
     prices: PriceStore
     reports: SqlReports
     audit: SqlAudit
@@ -60,6 +62,7 @@ def open_stores(settings: Settings, *, should_migrate: bool = False) -> Stores:
         access=SqlAccessStore(database),
         budgets=SqlBudgetStore(database),
         funds=SqlFundReports(database),
+        invoices=SqlInvoiceStore(database),
         prices=SqlPriceStore(database),
         reports=SqlReports(database),
         audit=SqlAudit(database),

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.hourly_sums import UsageSums
+from steelyard.billing.invoice_books import InvoiceUnit
 from steelyard.billing.quarantine import QuarantineUnit
 from steelyard.billing.re_rating import ReRatingUnit
 from steelyard.billing.suspense import SuspenseUnit
@@ -60,7 +61,7 @@ class QuarantinedEvent(NamedTuple):
     body: bytes
 
 
-class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, Protocol):
+class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, InvoiceUnit, Protocol):
     """One unit of work on the books; `set_aside` is what it has put into quarantine."""
 
     set_aside: list[QuarantinedEvent]

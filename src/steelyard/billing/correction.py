@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from steelyard.access.tenant import Department, Organisation
 from steelyard.billing.adjustments import Adjusted, billed_from, write_adjustment
 from steelyard.billing.commands import AmountNotPositive, Booked, Wanted, carry_out
+from steelyard.billing.credit_line import split_over_debts
 from steelyard.billing.fund_books import FundBooks, FundUnit
 from steelyard.billing.top_up import CurrencyMismatch, standing_grant
-from steelyard.ledger.chart import LedgerAccount
 from steelyard.ledger.grant import draw
-from steelyard.ledger.hold import CREDIT_LINE, Draw
+from steelyard.ledger.hold import Draw
 from steelyard.ledger.store import InsufficientFunds
 from steelyard.ledger.transaction import Command, Transaction, charge_usage, refund_usage
 from steelyard.money import Money
@@ -65,12 +65,9 @@ def _adjusted(
 def _credited(unit: FundUnit, adjusted: Adjusted, command: Command) -> Sequence[Draw]:
     payer_id, amount = adjusted.payer_id, adjusted.amount
     grant = standing_grant(unit, payer_id, currency=amount.currency, at=command.at)
-    receivable = LedgerAccount("receivable", payer_id, amount.currency)
-    paid = LedgerAccount("prepaid", payer_id, amount.currency, grant.id)
-    owed = -unit.lock_balances([paid, receivable])[receivable.id]
-    on_credit_line = min(amount.picos, max(0, owed))
-    places = ((CREDIT_LINE, on_credit_line), (grant.id, amount.picos - on_credit_line))
-    return [Draw(place, picos) for place, picos in places if picos]
+    debts = split_over_debts(unit, payer_id, amount)
+    rest = amount.picos - sum(debt.picos for debt in debts)
+    return [*debts, Draw(grant.id, rest)] if rest else debts
 
 
 def _charged(unit: FundUnit, adjusted: Adjusted, command: Command) -> Sequence[Draw]:

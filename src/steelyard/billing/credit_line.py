@@ -1,5 +1,11 @@
-"""The credit line: how much a post-paid tenant may owe, what it pays of that, and what it never
-will."""
+"""Debts: how much a post-paid tenant may owe, what a tenant pays of it, and what it never will.
+
+A tenant owes what it drew on its credit line, and the tax and rounding of invoices that its balance
+did not cover. Payments settle the invoices' part first.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
 
 import structlog
 
@@ -15,8 +21,9 @@ from steelyard.billing.fund_books import FundBooks, FundUnit
 from steelyard.billing.top_up import check_owner
 from steelyard.errors import Refusal
 from steelyard.ledger.chart import LedgerAccount
+from steelyard.ledger.hold import CREDIT_LINE, INVOICED, Draw
 from steelyard.ledger.transaction import Command, Transaction, receive_payment, write_off
-from steelyard.money import Money, write_decimal
+from steelyard.money import Currency, Money, write_decimal
 
 log = structlog.get_logger()
 
@@ -48,29 +55,48 @@ def set_credit_limit(
 def take_payment(
     books: FundBooks, tenant: Organisation | Department, *, amount: Money, command: Command
 ) -> Booked:
-    """A post-paid tenant has paid some of what it owes; raises MoreThanOwed."""
-    transaction = receive_payment(_checked(tenant, amount), payer_id=tenant.id, command=command)
-    return _book(books, tenant, amount, command, transaction)
+    """A tenant has paid some of what it owes; raises MoreThanOwed."""
+    return _book(books, tenant, amount, command, settle=("receive_payment", receive_payment))
 
 
 def write_off_debt(
     books: FundBooks, tenant: Organisation | Department, *, amount: Money, command: Command
 ) -> Booked:
     """Some of what a tenant owes will never be paid; raises MoreThanOwed."""
-    transaction = write_off(_checked(tenant, amount), payer_id=tenant.id, command=command)
-    return _book(books, tenant, amount, command, transaction)
+    return _book(books, tenant, amount, command, settle=("write_off", write_off))
 
 
-def owed_by(unit: FundUnit, payer_id: str, amount: Money) -> int:
-    """What a payer owes in the currency of an amount; locked until the unit ends."""
-    account = LedgerAccount("receivable", payer_id, amount.currency)
-    return -unit.lock_balances([account]).get(account.id, 0)
+def owed_by(unit: FundUnit, payer_id: str, *, currency: Currency) -> int:
+    """What a payer owes; below zero where it paid more than it owed. Locked until the unit ends."""
+    return sum(_debts(unit, payer_id, currency=currency).values())
 
 
-def _checked(tenant: Organisation | Department, amount: Money) -> Money:
-    check_positive(amount.picos)
-    check_owner(tenant, amount)
-    return amount
+def split_over_debts(unit: FundUnit, payer_id: str, amount: Money) -> list[Draw]:
+    """The debts of a payer that an amount settles, those of invoices first; the rest is left."""
+    left = amount.picos
+    settled: list[Draw] = []
+    for place, owed in _debts(unit, payer_id, currency=amount.currency).items():
+        taken = min(left, owed)
+        if taken > 0:
+            settled.append(Draw(place, taken))
+            left -= taken
+    return settled
+
+
+def _debts(unit: FundUnit, payer_id: str, *, currency: Currency) -> dict[str, int]:
+    invoiced = LedgerAccount("invoiced", payer_id, currency)
+    receivable = LedgerAccount("receivable", payer_id, currency)
+    balances = unit.lock_balances([invoiced, receivable])
+    return {
+        INVOICED: -balances.get(invoiced.id, 0),
+        CREDIT_LINE: -balances.get(receivable.id, 0),
+    }
+
+
+class _Settle(Protocol):
+    def __call__(
+        self, debts: Sequence[Draw], /, *, payer_id: str, currency: Currency, command: Command
+    ) -> Transaction: ...
 
 
 def _book(
@@ -78,17 +104,23 @@ def _book(
     tenant: Organisation | Department,
     amount: Money,
     command: Command,
-    transaction: Transaction,
+    *,
+    settle: tuple[str, _Settle],
 ) -> Booked:
+    check_positive(amount.picos)
+    check_owner(tenant, amount)
+    template, make = settle
+
     def write(unit: FundUnit) -> Transaction:
-        owed = owed_by(unit, tenant.id, amount)
-        if amount.picos > owed:
+        debts = split_over_debts(unit, tenant.id, amount)
+        if sum(debt.picos for debt in debts) < amount.picos:
+            owed = max(0, owed_by(unit, tenant.id, currency=amount.currency))
             raise MoreThanOwed(
-                f"{tenant.path} owes {write_decimal(max(0, owed))} {amount.currency}, less than "
+                f"{tenant.path} owes {write_decimal(owed)} {amount.currency}, less than "
                 f"{amount}; what it pays in advance is a top-up"
             )
+        transaction = make(debts, payer_id=tenant.id, currency=amount.currency, command=command)
         unit.post([transaction])
         return transaction
 
-    wanted = Wanted(transaction.template, command.id, amount.picos)
-    return carry_out(books, command, wanted, write)
+    return carry_out(books, command, Wanted(template, command.id, amount.picos), write)

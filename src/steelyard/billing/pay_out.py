@@ -25,7 +25,7 @@ def pay_out_credit(
         balances, _ = unit.lock_funds([tenant.id], currency=amount.currency)[tenant.id]
         paid = [balance for balance in balances if balance.grant.kind == "paid"]
         live = sum(balance.picos for balance in paid if balance.grant.is_live(at=command.at))
-        free = max(0, live - max(0, owed_by(unit, tenant.id, amount)))
+        free = max(0, live - max(0, owed_by(unit, tenant.id, currency=amount.currency)))
         draws = draw(paid, picos=amount.picos, credit_picos=0, at=command.at)
         if draws is None or amount.picos > free:
             can_go = Money(free, amount.currency)

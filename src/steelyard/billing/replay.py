@@ -174,12 +174,13 @@ class ReplayCheck:
         return own | {f"clearing:{currency}": -sum(own.values())}
 
     def _settle_debt(self, transaction: TransactionRow) -> Postings | None:
-        owed = {a: p for a, p in transaction.postings.items() if a.startswith("receivable:")}
-        if len(owed) != 1:
+        debts = ("receivable:", "invoiced:")
+        owed = {a: p for a, p in transaction.postings.items() if a.startswith(debts)}
+        if not owed:
             return None
-        [(account_id, picos)] = owed.items()
+        currency = next(iter(owed)).rpartition(":")[2]
         source = _SETTLED_FROM[transaction.template or ""]
-        return {account_id: picos, f"{source}:{account_id.rpartition(':')[2]}": -picos}
+        return owed | {f"{source}:{currency}": -sum(owed.values())}
 
     def _grants_named(self, transaction: TransactionRow) -> list[GrantRow]:
         names = [a.split(":")[2] for a in transaction.postings if a.startswith("prepaid:")]

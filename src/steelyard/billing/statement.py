@@ -120,7 +120,7 @@ def read_balance(reports: Reports, tenant: Organisation | Department) -> Balance
     return Balance(
         available=Money(funds.granted, currency),
         held=Money(funds.held, currency),
-        owed=Money(funds.owed, currency),
+        owed=Money(funds.owed + funds.invoiced, currency),
     )
 
 

@@ -124,9 +124,10 @@ def prepare_next(
 
 
 def _serve(connection: Connection, documents: Mapping[str, CanonicalDocument]) -> None:
-    # The worker decides when to stop; then the pipe ends.
+    # The worker decides when to stop; then the pipe ends. A worker that fails ends its children with
+    # SIGTERM and waits for them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Nothing here refers to itself in a circle, so there is nothing for the collector to find.
     gc.disable()
     rating = BatchRating(documents)

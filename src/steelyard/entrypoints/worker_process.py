@@ -4,7 +4,7 @@ import gc
 import signal
 import threading
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -52,17 +52,17 @@ def run_worker(settings: Settings) -> None:
     worker = Worker(stores, logs, batch_max=settings.worker_batch_max)
     sweep = Sweep(stores, every_s=settings.sweep_s, hold_ttl_s=settings.hold_ttl_s)
     log.info("worker.started")
-    while not stop.is_set():
-        try:
-            is_idle = worker.work() == 0
-            sweep.run_if_due()
-        except Failure as failure:
-            log.error("worker.paused", code=failure.code, reason=str(failure))
-            stop.wait(FAILURE_PAUSE_S)
-            continue
-        if is_idle:
-            stop.wait(settings.worker_poll_s)
-    worker.close()
+    with closing(worker):
+        while not stop.is_set():
+            try:
+                is_idle = worker.work() == 0
+                sweep.run_if_due()
+            except Failure as failure:
+                log.error("worker.paused", code=failure.code, reason=str(failure))
+                stop.wait(FAILURE_PAUSE_S)
+                continue
+            if is_idle:
+                stop.wait(settings.worker_poll_s)
     log.info("worker.stopped")
 
 
@@ -91,10 +91,18 @@ class Worker:
     While there is more than a batch to do, another process prepares the next one meanwhile.
     """
 
-    def __init__(self, stores: Stores, logs: EventLogs | Path, *, batch_max: int) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        logs: EventLogs | Path,
+        *,
+        batch_max: int,
+        backlog_min: int = BACKLOG_MIN,
+    ) -> None:
         self._stores = stores
         self._logs = OutboxFolder(logs) if isinstance(logs, Path) else logs
         self._batch_max = batch_max
+        self._backlog_min = backlog_min
         self._positions: dict[str, int] = {}
         self._prices: Mapping[str, CanonicalDocument] = {}
         self._rating = BatchRating({})
@@ -164,7 +172,7 @@ class Worker:
         wanted = Wanted(reader.path, position, self._batch_max)
         if self._preparation is None:
             batch = prepare_wanted(reader, wanted, self._rating)
-            if batch and batch.record_count >= BACKLOG_MIN:
+            if batch and batch.record_count >= self._backlog_min:
                 self._preparation = PreparationProcess(self._prices)
         else:
             try:

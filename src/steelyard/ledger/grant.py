@@ -68,11 +68,13 @@ def draw(
 @dataclass(frozen=True, slots=True)
 class Funds:
     """Where a payer stands: its grants in the order in which they burn, what is held for open
-    requests, and its credit line. `owed` is below zero where more was paid than was owed."""
+    requests, and its debts. `owed` is what was drawn on the credit line, below zero where more was
+    paid than was owed; `invoiced` is what invoices ask for beyond the balance."""
 
     grants: Sequence[GrantBalance]
     held: int
     owed: int
+    invoiced: int
     credit_limit: int
     currency: Currency
 

@@ -12,11 +12,13 @@ BudgetUnit = Literal["money", "tokens"]
 
 # What a draw names where it takes from the tenant's credit line instead of a grant.
 CREDIT_LINE: Final = "credit-line"
+# What a draw names for the tax and rounding of an invoice that neither grants nor credit line cover.
+INVOICED: Final = "invoiced"
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What a hold takes from one grant, or from the credit line."""
+    """What is taken from one grant or from the credit line, or owed by an invoice."""
 
     grant_id: str
     picos: int

@@ -8,7 +8,7 @@ from typing import Final
 
 from steelyard.ledger.chart import AccountKind, LedgerAccount
 from steelyard.ledger.grant import Grant
-from steelyard.ledger.hold import CREDIT_LINE, Draw, Hold
+from steelyard.ledger.hold import CREDIT_LINE, INVOICED, Draw, Hold
 from steelyard.money import Currency, Money
 
 Parts = dict[LedgerAccount, int]
@@ -175,15 +175,19 @@ def pay_out(
     return _commanded("pay_out", command.id, parts, command)
 
 
-def receive_payment(amount: Money, *, payer_id: str, command: Command) -> Transaction:
-    """A post-paid tenant has paid what it owed."""
-    parts = _onto_receivable(amount, payer_id, source="clearing")
+def receive_payment(
+    debts: Sequence[Draw], *, payer_id: str, currency: Currency, command: Command
+) -> Transaction:
+    """A tenant has paid of what it owed, debt by debt."""
+    parts = _settled_debts(debts, payer_id, currency, source="clearing")
     return _commanded("receive_payment", command.id, parts, command)
 
 
-def write_off(amount: Money, *, payer_id: str, command: Command) -> Transaction:
+def write_off(
+    debts: Sequence[Draw], *, payer_id: str, currency: Currency, command: Command
+) -> Transaction:
     """What a tenant owes will not be paid."""
-    parts = _onto_receivable(amount, payer_id, source="write_off")
+    parts = _settled_debts(debts, payer_id, currency, source="write_off")
     return _commanded("write_off", command.id, parts, command)
 
 
@@ -200,14 +204,22 @@ def decide_suspense(
 
 
 def invoice_tax_and_rounding(
-    *, payer_id: str, tax: Money, rounding: Money, reference: str, command: Command
+    *,
+    payer_id: str,
+    tax: Money,
+    rounding: Money,
+    draws: Sequence[Draw],
+    reference: str,
+    command: Command,
 ) -> Transaction | None:
-    """An invoice adds tax to what the tenant owes, and rounds it to the minor unit."""
-    parts = {
-        LedgerAccount("receivable", payer_id, tax.currency): -tax.picos - rounding.picos,
-        LedgerAccount("tax", None, tax.currency): tax.picos,
-        LedgerAccount("rounding", None, tax.currency): rounding.picos,
-    }
+    """An invoice takes tax, and what rounds it to the minor unit, from the draws; where the two are
+    below zero together, the draws get it back."""
+    collected = tax.picos + rounding.picos
+    assert sum(draw.picos for draw in draws) == abs(collected), f"{draws} are not {collected}"
+    move = _drawn if collected > 0 else _returned
+    parts = move(draws, payer_id, tax.currency)
+    parts[LedgerAccount("tax", None, tax.currency)] = tax.picos
+    parts[LedgerAccount("rounding", None, tax.currency)] = rounding.picos
     return _transaction(
         command.id, "invoice_tax_and_rounding", reference, command.at, parts, command=command
     )
@@ -224,12 +236,14 @@ def _give(
     return _commanded(template, grant.id, parts, command)
 
 
-def _onto_receivable(amount: Money, payer_id: str, *, source: AccountKind) -> Parts:
-    assert amount.picos > 0, f"what settles a debt is positive, got {amount}"
-    return {
-        LedgerAccount(source, None, amount.currency): -amount.picos,
-        LedgerAccount("receivable", payer_id, amount.currency): amount.picos,
-    }
+def _settled_debts(
+    debts: Sequence[Draw], payer_id: str, currency: Currency, *, source: AccountKind
+) -> Parts:
+    assert debts, "what settles a debt is more than nothing"
+    assert {debt.grant_id for debt in debts} <= {CREDIT_LINE, INVOICED}, f"no debts: {debts}"
+    parts = _returned(debts, payer_id, currency)
+    parts[LedgerAccount(source, None, currency)] = -sum(debt.picos for debt in debts)
+    return parts
 
 
 def _drawn(draws: Iterable[Draw], payer_id: str, currency: Currency) -> Parts:
@@ -246,6 +260,8 @@ def _returned(draws: Iterable[Draw], payer_id: str, currency: Currency) -> Parts
 def _drawn_account(draw: Draw, payer_id: str, currency: Currency) -> LedgerAccount:
     if draw.grant_id == CREDIT_LINE:
         return LedgerAccount("receivable", payer_id, currency)
+    if draw.grant_id == INVOICED:
+        return LedgerAccount("invoiced", payer_id, currency)
     return _prepaid(payer_id, draw.grant_id, currency)
 
 

@@ -23,6 +23,7 @@ from steelyard.ledger.hold import Hold
 from steelyard.storage import schema
 from steelyard.storage.bulk import BulkInsert, BulkSum
 from steelyard.storage.database import Database
+from steelyard.storage.invoice_unit import SqlInvoiceUnit
 from steelyard.storage.ledger_unit import hold_of
 from steelyard.storage.quarantine_unit import SqlQuarantineUnit
 from steelyard.storage.re_rating_unit import SqlReRatingUnit
@@ -57,7 +58,7 @@ class SqlBooks:
         self._path_ids |= unit.new_path_ids
 
 
-class SqlBooksUnit(SqlReRatingUnit, SqlSuspenseUnit, SqlQuarantineUnit):
+class SqlBooksUnit(SqlReRatingUnit, SqlSuspenseUnit, SqlQuarantineUnit, SqlInvoiceUnit):
     """Implements BooksUnit."""
 
     def __init__(self, connection: Connection, *, path_ids: Mapping[UsagePath, int]) -> None:

@@ -44,10 +44,11 @@ class SqlFundReports:
         """The newest first."""
         spendable = _postings.c.account_id.startswith(f"prepaid:{payer_id}:", autoescape=True)
         owed = _postings.c.account_id.startswith(f"receivable:{payer_id}:", autoescape=True)
+        invoiced = _postings.c.account_id.startswith(f"invoiced:{payer_id}:", autoescape=True)
         query = (
             select(_transactions, func.sum(_postings.c.picos).label("picos"))
             .join(_postings, _postings.c.transaction_id == _transactions.c.id)
-            .where(spendable | owed, _transactions.c.template.in_(COMMAND_TEMPLATES))
+            .where(spendable | owed | invoiced, _transactions.c.template.in_(COMMAND_TEMPLATES))
             .group_by(*_transactions.c)
             .order_by(_transactions.c.booked_at.desc(), _transactions.c.id.desc())
             .limit(limit)
@@ -78,8 +79,16 @@ def funds_of(connection: Connection, payer_id: str, *, currency: Currency) -> Fu
         GrantBalance(grant_of(row), row.balance) for row in connection.execute(query) if row.balance
     ]
     held, _ = _balance_and_floor(connection, LedgerAccount("held", payer_id, currency))
-    owed, floor = _balance_and_floor(connection, LedgerAccount("receivable", payer_id, currency))
-    return Funds(burn_order(grants), held=held, owed=-owed, credit_limit=-floor, currency=currency)
+    line, floor = _balance_and_floor(connection, LedgerAccount("receivable", payer_id, currency))
+    invoiced, _ = _balance_and_floor(connection, LedgerAccount("invoiced", payer_id, currency))
+    return Funds(
+        burn_order(grants),
+        held=held,
+        owed=-line,
+        invoiced=-invoiced,
+        credit_limit=-floor,
+        currency=currency,
+    )
 
 
 def _balance_and_floor(connection: Connection, account: LedgerAccount) -> tuple[int, int]:

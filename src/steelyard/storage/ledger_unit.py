@@ -40,7 +40,7 @@ _HOLD_COLUMNS: Final = (
     "id, payer_id, currency, amount, source, placed_at, opened, draws, budget_draws, status"
 )
 # The order of locks on accounts, said once in SQL and once in Python (`_lock_order`).
-_IN_LOCK_ORDER: Final = """ORDER BY a.kind NOT IN ('held', 'prepaid', 'receivable'),
+_IN_LOCK_ORDER: Final = """ORDER BY a.kind NOT IN ('held', 'invoiced', 'prepaid', 'receivable'),
     right(a.id, 3), a.kind = 'prepaid', a.id COLLATE "C" FOR UPDATE OF a"""
 
 _LOCK_ACCOUNTS = SetStatement(
@@ -378,5 +378,5 @@ def _whole(number: Any) -> int | None:
 
 def _lock_order(account: LedgerAccount) -> tuple[bool, str, bool, str]:
     """Payers' accounts before ours: those of ours are the busiest, and locked the shortest."""
-    is_ours = account.kind not in {"held", "prepaid", "receivable"}
+    is_ours = account.kind not in {"held", "invoiced", "prepaid", "receivable"}
     return is_ours, account.currency, account.kind == "prepaid", account.id

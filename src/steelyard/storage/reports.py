@@ -25,7 +25,7 @@ _events, _paths = schema.usage_events, schema.usage_paths
 
 _decisions = schema.suspense_decisions
 DECIDE_SUSPENSE: Final = "decide_suspense"
-_OWN_KINDS: Final = ("prepaid", "held", "receivable")
+_OWN_KINDS: Final = ("prepaid", "held", "receivable", "invoiced")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class SqlSnapshot:
         span = cut_span(self._connection, list(names), start=period.start, end=period.end)
         merged: dict[tuple[str, str, str, str, str, int], list[int]] = defaultdict(lambda: [0, 0])
         sums = usage_sums(self._connection, list(names), span)
-        for (path_id, meter, picos_per_unit), (count, picos) in sums.items():
+        for (path_id, meter, picos_per_unit, _), (count, picos) in sums.items():
             total = merged[(*names[path_id], meter, picos_per_unit)]
             total[0] += count
             total[1] += picos

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, exists, func, select
+from sqlalchemy import Connection, case, exists, func, literal, select, text
 
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS
 from steelyard.ledger.hold import read_draws
@@ -17,8 +17,8 @@ from steelyard.timestamp import write_timestamp
 _events, _hours, _requests = schema.usage_events, schema.usage_hours, schema.request_hours
 _funding = schema.funding_hours
 
-# path, meter and unit price
-SumKey = tuple[int, str, int]
+# path, meter, unit price, and the hour of use where that matters
+SumKey = tuple[int, str, int, str]
 HOUR = timedelta(hours=1)
 
 
@@ -53,15 +53,19 @@ def cut_span(
 
 
 def usage_sums(
-    connection: Connection, path_ids: Sequence[int], span: Span
+    connection: Connection, path_ids: Sequence[int], span: Span, *, late_before: str = ""
 ) -> dict[SumKey, tuple[int, int]]:
-    """Count and picos of the settled usage of these paths, by path, meter and unit price."""
+    """Count and picos of the settled usage of these paths, by path, meter and unit price; of what
+    was used in an hour before `late_before` by that hour as well."""
     sums: dict[SumKey, list[int]] = defaultdict(lambda: [0, 0])
+    late = literal(late_before)
+    used_hour = case((_hours.c.used_hour < late, _hours.c.used_hour), else_=literal(""))
     query = (
         select(
             _hours.c.path_id,
             _hours.c.meter,
             _hours.c.picos_per_unit,
+            used_hour.label("late_hour"),
             func.sum(_hours.c.count).label("total_count"),
             func.sum(_hours.c.picos).label("total_picos"),
         )
@@ -70,15 +74,17 @@ def usage_sums(
             _hours.c.billed_hour >= span.first_hour,
             _hours.c.billed_hour < span.last_hour,
         )
-        .group_by(_hours.c.path_id, _hours.c.meter, _hours.c.picos_per_unit)
+        .group_by(_hours.c.path_id, _hours.c.meter, _hours.c.picos_per_unit, text("late_hour"))
     )
     for row in connection.execute(query):
-        found = sums[row.path_id, row.meter, int(row.picos_per_unit)]
+        found = sums[row.path_id, row.meter, int(row.picos_per_unit), row.late_hour]
         found[0] += int(row.total_count)
         found[1] += int(row.total_picos)
-    for path_id, charges, _ in _edge_events(connection, path_ids, span):
-        for meter, count, picos_per_unit in json.loads(charges):
-            found = sums[path_id, meter, picos_per_unit]
+    for edge in _edge_events(connection, path_ids, span):
+        hour = edge.ended_at[:HOUR_CHARACTERS]
+        late_hour = hour if hour < late_before else ""
+        for meter, count, picos_per_unit in json.loads(edge.charges):
+            found = sums[edge.path_id, meter, picos_per_unit, late_hour]
             found[0] += count
             found[1] += count * picos_per_unit
     return {key: (count, picos) for key, (count, picos) in sums.items()}
@@ -97,28 +103,54 @@ def request_sum(connection: Connection, path_ids: Sequence[int], span: Span) -> 
 
 def funding_sum(connection: Connection, payer_id: str, path_ids: Sequence[int], span: Span) -> int:
     """What the settled usage of a payer took from it; `path_ids` are all of its paths."""
-    query = select(func.sum(_funding.c.picos)).where(
-        _funding.c.payer_id == payer_id,
-        _funding.c.billed_hour >= span.first_hour,
-        _funding.c.billed_hour < span.last_hour,
+    return sum(funding_by_grant(connection, payer_id, path_ids, span).values())
+
+
+def funding_by_grant(
+    connection: Connection, payer_id: str, path_ids: Sequence[int], span: Span
+) -> dict[str, int]:
+    """What the settled usage of a payer took from each of its grants and from its credit line."""
+    sums: dict[str, int] = defaultdict(int)
+    query = (
+        select(_funding.c.grant_id, func.sum(_funding.c.picos).label("total_picos"))
+        .where(
+            _funding.c.payer_id == payer_id,
+            _funding.c.billed_hour >= span.first_hour,
+            _funding.c.billed_hour < span.last_hour,
+        )
+        .group_by(_funding.c.grant_id)
     )
-    whole = int(connection.execute(query).scalar_one() or 0)
-    edges = (draws for _, _, draws in _edge_events(connection, path_ids, span))
-    return whole + sum(draw.picos for draws in edges for draw in read_draws(draws))
+    for row in connection.execute(query):
+        sums[row.grant_id] += int(row.total_picos)
+    for edge in _edge_events(connection, path_ids, span):
+        for draw in read_draws(edge.draws):
+            sums[draw.grant_id] += draw.picos
+    return sums
+
+
+@dataclass(frozen=True, slots=True)
+class _EdgeEvent:
+    """An event that is billed in an hour of which only a part is in the span."""
+
+    path_id: int
+    ended_at: str
+    charges: str
+    draws: str
 
 
 def _edge_events(
     connection: Connection, path_ids: Sequence[int], span: Span
-) -> Iterator[tuple[int, str, str]]:
+) -> Iterator[_EdgeEvent]:
+    columns = _events.c.path_id, _events.c.ended_at, _events.c.charges, _events.c.draws
     for start, end in span.edges:
-        query = select(_events.c.path_id, _events.c.charges, _events.c.draws).where(
+        query = select(*columns).where(
             _events.c.path_id.in_(path_ids),
             _events.c.outcome == "settled",
             _events.c.billed_at >= start,
             _events.c.billed_at < end,
         )
         for row in connection.execute(query):
-            yield row.path_id, row.charges, row.draws
+            yield _EdgeEvent(row.path_id, write_timestamp(row.ended_at), row.charges, row.draws)
 
 
 def _is_billed_within(

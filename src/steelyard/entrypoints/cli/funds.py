@@ -157,7 +157,7 @@ def payment(
     command_id: IdOption = None,
     json: JsonFlag = False,
 ) -> None:
-    """Book that a post-paid tenant has paid some of what it owed."""
+    """Book that a tenant has paid some of what it owed, invoices first."""
     order = _Order(tenant, amount, currency, reason, command_id)
     _carry_out(order, take_payment, field="paid", title="payment booked", as_json=json)
 
@@ -285,7 +285,7 @@ def _balance_document(stores: Stores, tenant: Tenant) -> dict[str, Any]:
         "available": write_decimal(available),
         "held": write_decimal(funds.held),
         "total": write_decimal(available + funds.held),
-        "owed": write_decimal(funds.owed),
+        "owed": write_decimal(funds.owed + funds.invoiced),
         "credit_limit": write_decimal(funds.credit_limit),
         "currency": tenant.currency,
     }

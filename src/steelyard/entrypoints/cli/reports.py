@@ -201,12 +201,16 @@ def _print_statement(made: Statement) -> None:
         Text(f"  {document['from']} to {document['to']}, {made.requests} requests", "dim")
     )
     columns = ["department", "project", "key", "model", "meter", "count", "price", "amount"]
+    if not any(line.project for line in made.lines):
+        columns.remove("project")
     if made.lines:
         console.print(make_table(document["lines"], columns, right=("count", "price", "amount")))
-    console.print(Text(f"  total      {document['total']} {made.currency}", style="bold"))
     balance = _movements(made.movements) if made.movements else {}
+    width = max(len(name) for name in ("total", *balance))
+    console.print(Text(f"  {'total':<{width}}  {document['total']} {made.currency}", style="bold"))
     for name, amount in balance.items():
-        console.print(Text(f"  {name.replace('_', '-'):<10} {amount} {made.currency}", style="dim"))
+        written = f"  {name.replace('_', '-'):<{width}}  {amount} {made.currency}"
+        console.print(Text(written, style="dim"))
 
 
 def _check(check: Check) -> dict[str, Any]:

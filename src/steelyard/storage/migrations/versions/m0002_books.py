@@ -363,19 +363,21 @@ def upgrade() -> None:
     op.create_table(
         "invoices",
         sa.Column("id", sa.String(length=64), nullable=False),
-        sa.Column("number", sa.String(length=64), nullable=False),
+        sa.Column("number", sa.String(length=96), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
         sa.Column("organisation_id", sa.String(length=64), nullable=False),
         sa.Column("period_start", Moment(length=27), nullable=False),
         sa.Column("period_end", Moment(length=27), nullable=False),
         sa.Column("issued_at", Moment(length=27), nullable=False),
         sa.Column("corrects", sa.String(length=64), nullable=True),
+        sa.Column("command_id", sa.String(length=64), nullable=False),
         sa.Column("canonical", sa.Text(), nullable=False),
         sa.CheckConstraint("kind IN ('invoice', 'credit_note')", name=op.f("ck_invoices_kind")),
         sa.ForeignKeyConstraint(
             ["organisation_id"], ["organisations.id"], name=op.f("fk_invoices_organisation_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_invoices")),
+        sa.UniqueConstraint("command_id", name=op.f("uq_invoices_command_id")),
         sa.UniqueConstraint("number", name=op.f("uq_invoices_number")),
     )
     op.create_index(
