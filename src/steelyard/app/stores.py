@@ -16,12 +16,14 @@ from steelyard.storage.access_store import SqlAccessStore
 from steelyard.storage.audit import SqlAudit
 from steelyard.storage.books import SqlBooks
 from steelyard.storage.budget_store import SqlBudgetStore
+from steelyard.storage.chargeback_unit import SqlChargebackStore
 from steelyard.storage.database import Database, open_database, sqlite_url
 from steelyard.storage.fund_reports import SqlFundReports
 from steelyard.storage.invoice_store import SqlInvoiceStore
 from steelyard.storage.migration import check_version, migrate
 from steelyard.storage.price_store import SqlPriceStore
 from steelyard.storage.reports import SqlReports
+from steelyard.storage.upstream_costs import SqlUpstreamStore
 from steelyard.storage.usage_lines import SqlExportBooks
 
 
@@ -41,6 +43,8 @@ class Stores:
     budgets: SqlBudgetStore
     funds: SqlFundReports
     invoices: SqlInvoiceStore
+    chargebacks: SqlChargebackStore
+    upstreams: SqlUpstreamStore
     prices: PriceStore
     reports: SqlReports
     audit: SqlAudit
@@ -63,6 +67,8 @@ def open_stores(settings: Settings, *, should_migrate: bool = False) -> Stores:
         budgets=SqlBudgetStore(database),
         funds=SqlFundReports(database),
         invoices=SqlInvoiceStore(database),
+        chargebacks=SqlChargebackStore(database),
+        upstreams=SqlUpstreamStore(database),
         prices=SqlPriceStore(database),
         reports=SqlReports(database),
         audit=SqlAudit(database),

@@ -7,9 +7,13 @@ from typing import Final
 from steelyard.billing.statement import Period
 from steelyard.errors import Refusal
 from steelyard.time_zone import load_time_zone
+from steelyard.timestamp import read_timestamp
 
 _MONTH: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 MONTHS_OF_YEAR: Final = 12
+# Clocks know the years 1 to 9999, on both sides of UTC.
+YEAR_MIN: Final = 2
+YEAR_MAX: Final = 9998
 
 
 class PeriodMalformed(Refusal):
@@ -21,13 +25,28 @@ class PeriodMalformed(Refusal):
 def read_month(text: str, *, time_zone: str) -> Period:
     """The calendar month of this name, on the clocks of a time zone; raises PeriodMalformed."""
     found = _MONTH.fullmatch(text)
-    if found is None or not int(found[1]):
+    if found is None or not YEAR_MIN <= int(found[1]) <= YEAR_MAX:
         raise PeriodMalformed(f"{text!r} is no month; write one as 2026-10")
     year, month = int(found[1]), int(found[2])
     start = _first_moment(year, month, time_zone=time_zone)
     is_last = month == MONTHS_OF_YEAR
     end = _first_moment(year + is_last, 1 if is_last else month + 1, time_zone=time_zone)
     return Period(start, end)
+
+
+def read_period(*, month: str | None, start: str | None, end: str | None, time_zone: str) -> Period:
+    """A month, or what lies between two moments; raises PeriodMalformed."""
+    if month is not None and start is None and end is None:
+        return read_month(month, time_zone=time_zone)
+    if month is not None or start is None or end is None:
+        raise PeriodMalformed("say a month, or both --from and --to")
+    try:
+        first, last = read_timestamp(start), read_timestamp(end)
+    except ValueError as error:
+        raise PeriodMalformed(f"{error}; write it as 2026-10-01T00:00:00+02:00") from error
+    if first >= last:
+        raise PeriodMalformed("a period ends after it starts")
+    return Period(first, last)
 
 
 def name_month(period: Period, *, time_zone: str) -> str | None:

@@ -5,12 +5,13 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol
 
+from steelyard.billing.chargeback_books import ChargebackUnit
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.hourly_sums import UsageSums
-from steelyard.billing.invoice_books import InvoiceUnit
 from steelyard.billing.quarantine import QuarantineUnit
 from steelyard.billing.re_rating import ReRatingUnit
 from steelyard.billing.suspense import SuspenseUnit
+from steelyard.billing.upstream_cost import UpstreamUnit
 from steelyard.errors import Failure
 from steelyard.ledger.hold import Hold
 
@@ -61,7 +62,7 @@ class QuarantinedEvent(NamedTuple):
     body: bytes
 
 
-class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, InvoiceUnit, Protocol):
+class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, ChargebackUnit, UpstreamUnit, Protocol):
     """One unit of work on the books; `set_aside` is what it has put into quarantine."""
 
     set_aside: list[QuarantinedEvent]

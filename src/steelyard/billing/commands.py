@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
-from steelyard.billing.fund_books import FundBooks, FundUnit
+from steelyard.billing.fund_books import FundUnit
 from steelyard.clock import Clock
 from steelyard.errors import Refusal
 from steelyard.ids import new_id
@@ -13,6 +14,16 @@ from steelyard.ledger.transaction import Command, Transaction
 
 # Ids of grants and transactions are made from it, with a word and a sign that it cannot have.
 _COMMAND_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,55}")
+
+
+Unit = TypeVar("Unit", bound=FundUnit)
+Unit_co = TypeVar("Unit_co", bound=FundUnit, covariant=True)
+
+
+class UnitBooks(Protocol[Unit_co]):
+    """The books, in units of work that a command needs."""
+
+    def write(self) -> AbstractContextManager[Unit_co]: ...
 
 
 class CommandIdMalformed(Refusal):
@@ -66,7 +77,7 @@ def new_command(*, clock: Clock, actor: str, reason: str, command_id: str | None
 
 
 def carry_out(
-    books: FundBooks, command: Command, wanted: Wanted, write: Callable[[FundUnit], Transaction]
+    books: UnitBooks[Unit], command: Command, wanted: Wanted, write: Callable[[Unit], Transaction]
 ) -> Booked:
     """Do what `write` does, once for each id; raises CommandIdTaken."""
     with books.write() as unit:

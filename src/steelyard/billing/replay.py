@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from steelyard.billing.invariant_check import Check
+from steelyard.billing.replayed_chargeback import balances_of
 from steelyard.billing.stored_event import (
     AccountRow,
     AdjustmentRow,
@@ -41,12 +42,14 @@ class ReplayCheck:
         *,
         grants: Mapping[str, GrantRow],
         adjustments: Mapping[str, AdjustmentRow],
+        chargebacks: Mapping[str, str],
         decisions: Mapping[str, int],
     ) -> None:
         claim = "every balance follows from the events, the open holds and the commands"
         self._check = Check("I6", claim)
         self._grants = grants
         self._adjustments = adjustments
+        self._chargebacks = chargebacks
         self._decisions = decisions
         self._decided: set[str] = set()
         self._balances: dict[str, int] = defaultdict(int)
@@ -61,12 +64,16 @@ class ReplayCheck:
             "pay_out": self._pay_out,
             "receive_payment": self._settle_debt,
             "write_off": self._settle_debt,
+            "charge_back": self._charge_back,
+            "record_upstream_cost": self._record_cost,
+            "credit_upstream_cost": self._record_cost,
+            "pay_upstream": self._pay_upstream,
         }
 
     def see_transaction(self, transaction: TransactionRow) -> None:
         """A command: what its template makes of it has to be what was posted."""
         template, postings = transaction.template, dict(transaction.postings)
-        if transaction.id in self._adjustments:
+        if transaction.id in self._adjustments or transaction.id in self._chargebacks:
             self._booked.add(transaction.id)
         if template is None or template in OF_EVENTS:
             return
@@ -120,6 +127,8 @@ class ReplayCheck:
             )
         for missing in self._adjustments.keys() - self._booked:
             self._check.expect(False, lambda m=missing: f"adjustment {m} has no transaction")
+        for missing in self._chargebacks.keys() - self._booked:
+            self._check.expect(False, lambda m=missing: f"chargeback {m} has no transaction")
         return self._check
 
     def _decide(self, event: ReplayedEvent, draws: list[Draw], picos: int) -> None:
@@ -181,6 +190,46 @@ class ReplayCheck:
         currency = next(iter(owed)).rpartition(":")[2]
         source = _SETTLED_FROM[transaction.template or ""]
         return owed | {f"{source}:{currency}": -sum(owed.values())}
+
+    def _charge_back(self, transaction: TransactionRow) -> Postings | None:
+        """The document says what each payer gives or gets; only paid grants give."""
+        document = self._chargebacks.get(transaction.id)
+        balances = balances_of(document, invoice=transaction.reference) if document else None
+        if balances is None:
+            return None
+        paid = [grant for grant in self._grants_named(transaction) if grant.kind == "paid"]
+        expected: Postings = {}
+        for payer_id, (picos, currency) in balances.items():
+            own = {
+                grant.account_id: transaction.postings[grant.account_id]
+                for grant in paid
+                if grant.payer_id == payer_id and transaction.postings[grant.account_id] < 0
+            }
+            if picos > 0:
+                expected[f"prepaid:{payer_id}:{payer_id}.main:{currency}"] = picos
+            elif sum(own.values()) == picos:
+                expected |= own
+            else:
+                return None
+        return expected
+
+    def _record_cost(self, transaction: TransactionRow) -> Postings | None:
+        """What an upstream charges is owed to it; what it takes back is not any more."""
+        _, _, upstream = transaction.reference.partition("/")
+        currency = next(iter(transaction.postings)).rpartition(":")[2]
+        owed = f"upstream_payable:{upstream}:{currency}"
+        picos = transaction.postings.get(owed, 0)
+        if (picos > 0) != (transaction.template == "record_upstream_cost"):
+            return None
+        return {owed: picos, f"upstream_cost:{upstream}:{currency}": -picos}
+
+    def _pay_upstream(self, transaction: TransactionRow) -> Postings | None:
+        currency = next(iter(transaction.postings)).rpartition(":")[2]
+        picos = transaction.postings.get(f"clearing:{currency}", 0)
+        if picos <= 0:
+            return None
+        owed = f"upstream_payable:{transaction.reference}:{currency}"
+        return {owed: -picos, f"clearing:{currency}": picos}
 
     def _grants_named(self, transaction: TransactionRow) -> list[GrantRow]:
         names = [a.split(":")[2] for a in transaction.postings if a.startswith("prepaid:")]

@@ -52,6 +52,10 @@ class Audit(Protocol):
 
     def adjustments(self) -> Mapping[str, AdjustmentRow]: ...
 
+    def chargebacks(self) -> Mapping[str, str]:
+        """The documents of what was charged back, by transaction."""
+        ...
+
     def decisions(self) -> Mapping[str, int]:
         """What was decided on suspended events, by event."""
         ...
@@ -122,7 +126,10 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
     """
     decisions, accounts = audit.decisions(), audit.accounts()
     replay = ReplayCheck(
-        grants=audit.grants(), adjustments=audit.adjustments(), decisions=decisions
+        grants=audit.grants(),
+        adjustments=audit.adjustments(),
+        chargebacks=audit.chargebacks(),
+        decisions=decisions,
     )
     transactions = TransactionCheck()
     for transaction in audit.transactions():
@@ -203,7 +210,7 @@ def _try_decode(body: bytes) -> UsageEvent | None:
 
 
 def _check_documents(audit: Audit) -> Check:
-    claim = "every price book, invoice, grant, adjustment, decision and re-rating is as it was"
+    claim = "every price book, invoice, grant, adjustment, chargeback, decision and re-rating is as it was"
     check = Check("I6", claim)
     check.compared = audit.document_count()
     for name in (*audit.tampered_documents(), *audit.tampered_runs()):

@@ -31,7 +31,6 @@ from steelyard.gateway.relay import (
     relay_stream,
     relay_whole,
 )
-from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import Usage
@@ -62,7 +61,6 @@ class Gateway:
     admission: Admission
     outbox: Outbox
     clock: Clock
-    audit: UpstreamAudit | None = None
 
 
 @dataclass(slots=True)
@@ -149,8 +147,6 @@ async def _close(
     except EventLogUnavailable as failure:
         return failure
     _log_served(admitted, closed)
-    if gateway.audit is not None:
-        gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
     return closed
 
 

@@ -25,6 +25,8 @@ AccountKind = Literal[
     "tax",
     "write_off",
     "suspense",
+    "upstream_cost",
+    "upstream_payable",
 ]
 
 KINDS: Final[Mapping[AccountKind, str]] = MappingProxyType(
@@ -41,6 +43,8 @@ KINDS: Final[Mapping[AccountKind, str]] = MappingProxyType(
         "tax": "tax that we invoice and owe to the state",
         "write_off": "what tenants owed and will not pay",
         "suspense": "amounts that two computations disagree on, until somebody decides",
+        "upstream_cost": "the negative of what an upstream has charged us",
+        "upstream_payable": "what we owe an upstream",
     }
 )
 
@@ -51,7 +55,10 @@ NEVER_NEGATIVE: Final[frozenset[AccountKind]] = frozenset({"prepaid", "held"})
 
 @dataclass(frozen=True, slots=True)
 class LedgerAccount:
-    """Where an amount stands: a kind, the tenant and the grant it belongs to, and a currency."""
+    """Where an amount stands: a kind, the tenant and the grant it belongs to, and a currency.
+
+    Accounts of upstreams have the upstream's name in the tenant's place.
+    """
 
     kind: AccountKind
     tenant_id: str | None

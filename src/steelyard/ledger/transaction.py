@@ -1,7 +1,7 @@
 """Transactions: postings that sum to zero, made only by the named templates below."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -28,6 +28,10 @@ COMMAND_TEMPLATES: Final = (
     "write_off",
     "decide_suspense",
     "invoice_tax_and_rounding",
+    "charge_back",
+    "record_upstream_cost",
+    "credit_upstream_cost",
+    "pay_upstream",
 )
 
 
@@ -223,6 +227,50 @@ def invoice_tax_and_rounding(
     return _transaction(
         command.id, "invoice_tax_and_rounding", reference, command.at, parts, command=command
     )
+
+
+def charge_back(
+    taken: Mapping[str, Sequence[Draw]],
+    *,
+    given: Sequence[tuple[Grant, int]],
+    currency: Currency,
+    reference: str,
+    command: Command,
+) -> Transaction:
+    """Departments bear their shares of others: draws of payers go to grants of other payers."""
+    parts: Parts = {_prepaid(g.payer_id, g.id, currency): picos for g, picos in given}
+    for payer_id, draws in taken.items():
+        parts |= _drawn(draws, payer_id, currency)
+    return _commanded("charge_back", reference, parts, command)
+
+
+def record_upstream_cost(
+    amount: Money, *, upstream: str, month: str, command: Command
+) -> Transaction:
+    """An upstream charges us for a month, which we owe it; below zero it takes that back."""
+    parts = {
+        LedgerAccount("upstream_cost", upstream, amount.currency): -amount.picos,
+        LedgerAccount("upstream_payable", upstream, amount.currency): amount.picos,
+    }
+    template = cost_template(amount)
+    return _commanded(template, upstream_cost_reference(upstream, month), parts, command)
+
+
+def cost_template(amount: Money) -> str:
+    return "record_upstream_cost" if amount.picos > 0 else "credit_upstream_cost"
+
+
+def upstream_cost_reference(upstream: str, month: str) -> str:
+    return f"{month}/{upstream}"
+
+
+def pay_upstream(amount: Money, *, upstream: str, command: Command) -> Transaction:
+    """We have paid of what we owe an upstream."""
+    parts = {
+        LedgerAccount("upstream_payable", upstream, amount.currency): -amount.picos,
+        LedgerAccount("clearing", None, amount.currency): amount.picos,
+    }
+    return _commanded("pay_upstream", upstream, parts, command)
 
 
 def _give(

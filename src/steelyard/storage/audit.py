@@ -134,6 +134,12 @@ class SqlAuditSnapshot:
             for row in rows
         }
 
+    def chargebacks(self) -> Mapping[str, str]:
+        rows = self._connection.execute(
+            select(schema.chargebacks.c.id, schema.chargebacks.c.canonical)
+        )
+        return {row.id: row.canonical for row in rows}
+
     def decisions(self) -> Mapping[str, int]:
         decisions = schema.suspense_decisions
         rows = self._connection.execute(select(decisions.c.event_id, decisions.c.amount))

@@ -22,13 +22,14 @@ from steelyard.billing.hourly_sums import UsageSums
 from steelyard.ledger.hold import Hold
 from steelyard.storage import schema
 from steelyard.storage.bulk import BulkInsert, BulkSum
+from steelyard.storage.chargeback_unit import SqlChargebackUnit
 from steelyard.storage.database import Database
-from steelyard.storage.invoice_unit import SqlInvoiceUnit
 from steelyard.storage.ledger_unit import hold_of
 from steelyard.storage.quarantine_unit import SqlQuarantineUnit
 from steelyard.storage.re_rating_unit import SqlReRatingUnit
 from steelyard.storage.set_statement import SetStatement
 from steelyard.storage.suspense_unit import SqlSuspenseUnit
+from steelyard.storage.upstream_costs import SqlUpstreamUnit
 
 _INSERT_EVENTS = BulkInsert(schema.usage_events)
 _ADD_USAGE = BulkSum(schema.usage_hours)
@@ -58,7 +59,9 @@ class SqlBooks:
         self._path_ids |= unit.new_path_ids
 
 
-class SqlBooksUnit(SqlReRatingUnit, SqlSuspenseUnit, SqlQuarantineUnit, SqlInvoiceUnit):
+class SqlBooksUnit(
+    SqlReRatingUnit, SqlSuspenseUnit, SqlQuarantineUnit, SqlChargebackUnit, SqlUpstreamUnit
+):
     """Implements BooksUnit."""
 
     def __init__(self, connection: Connection, *, path_ids: Mapping[UsagePath, int]) -> None:

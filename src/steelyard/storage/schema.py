@@ -426,6 +426,17 @@ invoices = Table(
     Index("ix_invoices_organisation_id_period_end", "organisation_id", "period_end"),
 )
 
+# What was charged back for the period of an invoice, as a document; its transaction has its id.
+chargebacks = Table(
+    "chargebacks",
+    metadata,
+    Column("id", String(128), ForeignKey("ledger_transactions.id"), primary_key=True),
+    Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
+    Column("invoice", String(96), nullable=False, unique=True),
+    Column("canonical", Text, nullable=False),
+    Column("seal", String(64), nullable=False),
+)
+
 quarantined_events = Table(
     "quarantined_events",
     metadata,
@@ -473,28 +484,7 @@ APPEND_ONLY: Sequence[Table] = (
     suspense_decisions,
     re_rated_events,
     invoices,
+    chargebacks,
     quarantined_events,
     quarantine_dismissals,
-)
-
-recounts = Table(
-    "recounts",
-    metadata,
-    _id(),
-    Column("log_id", String(64), nullable=False),
-    Column("position", BigInteger, nullable=False),
-    Column("upstream", String(128), nullable=False),
-    Column("model", String(256), nullable=False),
-    Column("outcome", String(16), nullable=False),
-    Column("event_count", BigInteger, nullable=False),
-    Column("reported_input", BigInteger),
-    Column("recounted_input", BigInteger),
-    Column("reported_output", BigInteger),
-    Column("recounted_output", BigInteger),
-    Column("source", String(16), nullable=False),
-    Column("pin_sha256", String(64)),
-    Column("reason", String(64)),
-    Column("recounted_at", Moment, nullable=False),
-    UniqueConstraint("log_id", "position"),
-    CheckConstraint("outcome IN ('recounted', 'uncountable', 'dropped')", name="outcome"),
 )

@@ -19,6 +19,7 @@ SEALED_TABLES: Final = (
     schema.adjustments,
     schema.suspense_decisions,
     schema.re_rating_runs,
+    schema.chargebacks,
 )
 
 

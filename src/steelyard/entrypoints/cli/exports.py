@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 
 from steelyard.access.tenant import Organisation
+from steelyard.billing.billing_period import read_period
 from steelyard.billing.export_columns import USAGE_COLUMNS, Column, ExportRow, usage_rows
 from steelyard.billing.export_lines import AdjustmentLine, ExportSum
 from steelyard.billing.focus import FocusBill, FocusVersion, focus_columns, focus_rows
-from steelyard.billing.month import read_period
 from steelyard.billing.statement import Period
 from steelyard.billing.usage_line import UsageLine
 from steelyard.entrypoints.cli.output import JsonFlag, show, stores_opened

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from steelyard import __version__
 from steelyard.entrypoints.cli import (
-    audits,
     budgets,
+    chargebacks,
     doctor,
     exports,
     funds,
@@ -24,6 +24,7 @@ from steelyard.entrypoints.cli import (
     tenants,
     tokenizers,
     tokens,
+    upstream_costs,
 )
 from steelyard.entrypoints.cli.output import console, error_console, print_json
 from steelyard.entrypoints.logs import configure_logs
@@ -69,6 +70,8 @@ for module in (
     tenants,
     funds,
     invoices,
+    chargebacks,
+    upstream_costs,
     refunds,
     suspense,
     budgets,
@@ -79,7 +82,6 @@ for module in (
     tokenizers,
     tokens,
     exports,
-    audits,
     doctor,
 ):
     module.register(application)
