@@ -99,9 +99,9 @@ async def _serve_many(outbox: Outbox, requests: int) -> float:
     for _ in range(requests // AT_ONCE):
         attempts = [_attempt() for _ in range(AT_ONCE)]
         openings = [outbox.open(attempt) for attempt in attempts]
-        await asyncio.gather(*(asyncio.wrap_future(opening.done) for opening in openings))
+        await asyncio.gather(*(outbox.durable(opening) for opening in openings))
         events = [outbox.append(_draft(attempt)) for attempt in attempts]
-        await asyncio.gather(*(asyncio.wrap_future(event.done) for event in events))
+        await asyncio.gather(*(outbox.durable(event) for event in events))
     return time.perf_counter() - started
 
 

@@ -131,21 +131,11 @@ def _measure(bench: Bench, sizes: list[int]) -> None:
     for size in sizes:
         measured = min(size - done, MEASURED)
         _put_into_books(bench, first=done, count=size - done - measured, of=size)
-        path = _fill_outbox(bench, first=size - measured, count=measured, of=size)
+        path = fill_outbox(bench, first=size - measured, count=measured, of=size)
         bench.events_per_s[size] = measured / _settle(worker)
         done = size
         shutil.rmtree(path)
         bench.rows_only_per_s[size] = _rows_only(bench, min(size, MEASURED))
-        seconds, count = 0.0, 0
-        while done < size:
-            chunk = min(CHUNK, size - done)
-            path = fill_outbox(bench, first=done, count=chunk, of=size)
-            seconds += _settle(worker)
-            count += chunk
-            done += chunk
-            shutil.rmtree(path)
-        bench.events_per_s[size] = count / seconds
-        bench.rows_only_per_s[size] = _rows_only(bench, min(size, 100_000))
         bench.statement_ms[size] = _statement_ms(bench)
         console.print(
             f"{bench.name:<10} {size:>10,} events: {bench.events_per_s[size]:>9,.0f} a second "

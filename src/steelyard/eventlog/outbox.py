@@ -26,6 +26,7 @@ from steelyard.eventlog.attempt_records import (
 from steelyard.eventlog.disk import Disk, LocalDisk
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.segment_writer import SegmentWriter
+from steelyard.eventlog.waiting import CommitWaiters
 from steelyard.metering.usage_event import encode_event, hash_event
 
 log = structlog.get_logger()
@@ -79,6 +80,7 @@ class Outbox:
         self._failure: str | None = None
         self._waiting_count = 0
         self._lost_count = 0
+        self._waiters = CommitWaiters()
         self._is_closing = threading.Event()
         self._committing = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="outbox", daemon=True)
@@ -107,6 +109,10 @@ class Outbox:
         pending = PendingEvent(draft)
         self._queue.put(pending)
         return pending
+
+    async def durable(self, pending: PendingEvent | PendingOpening) -> None:
+        """Return when it is on the disk; raises EventLogUnavailable if it never will be."""
+        await self._waiters.wait_for(pending.done)
 
     def amend(self, pending: PendingEvent, draft: EventDraft) -> bool:
         """Replace an event that is still waiting; False if it is on the disk already."""
@@ -181,6 +187,7 @@ class Outbox:
                 if self._is_closing.wait(RETRY_S):
                     self._give_up(batch)
                     break
+            self._waiters.wake()
             self._waiting_count = 0
 
     def _commit_locked(self, batch: list[PendingEvent | PendingOpening]) -> bool:

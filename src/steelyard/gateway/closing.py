@@ -46,7 +46,7 @@ async def close_attempt(
     pending = outbox.append(draft)
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await asyncio.shield(asyncio.wrap_future(pending.done))
+            await outbox.durable(pending)
     except TimeoutError as error:
         if not admitted.asked.is_streamed:
             _, amended = _rate(admitted, meter, end_cause="event_log_failed", at=at)
@@ -63,11 +63,11 @@ def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
     return usage, rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
 
 
-async def opening_durable(admitted: Admitted) -> None:
+async def opening_durable(admitted: Admitted, outbox: Outbox) -> None:
     """Return when the opening of the attempt is on the disk; raises EventLogUnavailable."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await asyncio.shield(asyncio.wrap_future(admitted.opening.done))
+            await outbox.durable(admitted.opening)
     except TimeoutError as error:
         raise EventLogUnavailable("the beginning of the answer cannot be recorded") from error
 

@@ -3,6 +3,7 @@ leave before the answer is over."""
 
 from dataclasses import dataclass
 
+from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.closing import opening_durable
 from steelyard.gateway.relay import Client, ClientLeft
@@ -16,6 +17,7 @@ class HeldBackClient:
     client: Client
     admitted: Admitted
     meter: AnswerMeter
+    outbox: Outbox
 
     def leave(self) -> bool:
         """The client has gone: whether its answer is finished all the same."""
@@ -25,7 +27,7 @@ class HeldBackClient:
         return True
 
     async def start_stream(self, headers: dict[str, str]) -> None:
-        await opening_durable(self.admitted)
+        await opening_durable(self.admitted, self.outbox)
         if not self.meter.is_drained:
             await self.client.start_stream(headers)
 

@@ -105,7 +105,7 @@ async def _relay_until_client_leaves(
 ) -> None:
     """Relay; a client that leaves cancels the work upstream."""
 
-    held_back = HeldBackClient(client, admitted, meter)
+    held_back = HeldBackClient(client, admitted, meter, gateway.outbox)
 
     async def watch() -> None:
         await client.left()
