@@ -32,6 +32,7 @@ from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 from steelyard.gateway.serve import Gateway, serve
 from steelyard.gateway.snapshot import Snapshot
+from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.scripted import ScriptedUpstream
 from steelyard.gateway.workloads.chat import parse_chat
 from steelyard.ids import new_id
@@ -145,6 +146,7 @@ class World:
         self.clock = FakeClock(NOW)
         self.upstream = ScriptedUpstream()
         self.disconnect_policies = DisconnectPolicies()
+        self.audit: UpstreamAudit | None = None
         self.keys: dict[str, VirtualKey] = {}
         self.tenants: dict[str, Organisation | Department] = {}
         self.publish_prices(PRICE_BOOK)
@@ -282,7 +284,7 @@ class World:
         body = {name: value for name, value in body.items() if value is not None}
         await self.prices.snapshot.refresh()
         await self.admission.catalog.refresh()
-        gateway = Gateway(self.admission, self.outbox, self.clock)
+        gateway = Gateway(self.admission, self.outbox, self.clock, self.audit)
         try:
             asked = parse_chat(json.dumps(body).encode())
             with anyio.fail_after(20):

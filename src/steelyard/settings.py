@@ -187,6 +187,23 @@ class Settings(BaseSettings):
         le=60,
         description="how often keys and prices are looked at again, in seconds",
     )
+    audit_sample_percent: float = Field(
+        default=10.0,
+        ge=0,
+        le=100,
+        description="share of the attempts that are counted again, where a tokenizer is registered",
+    )
+    audit_waiting_max: int = Field(
+        default=256, ge=1, description="attempts that may wait for their recount; more are dropped"
+    )
+    audit_timeout_s: float = Field(
+        default=60.0, gt=0, description="longest time that one recount may take, in seconds"
+    )
+    audit_drift_percent_max: float = Field(
+        default=2.0,
+        ge=0,
+        description="how far an upstream's counts may be from the tokenizer's, in per cent",
+    )
     worker_poll_s: float = Field(
         default=0.05,
         gt=0,
@@ -233,6 +250,15 @@ class Settings(BaseSettings):
     @property
     def outbox_dir(self) -> Path:
         return self.data_dir / "outbox"
+
+    @property
+    def audit_share(self) -> int:
+        """The sampled share, in millionths."""
+        return round(self.audit_sample_percent * 10_000)
+
+    @property
+    def audit_drift_ppm_max(self) -> int:
+        return round(self.audit_drift_percent_max * 10_000)
 
     @property
     def tokenizers_dir(self) -> Path:

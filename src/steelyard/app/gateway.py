@@ -16,7 +16,9 @@ from steelyard.app.disconnect_setting import read_policies
 from steelyard.app.stores import Stores, open_stores
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.clock import Clock
+from steelyard.counting.counting_process import CountingProcess
 from steelyard.eventlog.outbox import Outbox
+from steelyard.eventlog.recount_log import SUFFIX, RecountLog
 from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission, AdmissionLimits
 from steelyard.gateway.answer_store import SqliteAnswerStore
@@ -29,6 +31,7 @@ from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.serve import Gateway
 from steelyard.gateway.snapshot import Snapshot
+from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
 from steelyard.ids import new_id
 from steelyard.pricing.price_book import PriceVersion
@@ -82,6 +85,7 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
     )
     pruning = _pruning(settings, stores, outbox)
     answers = _answers(settings, stores.clock)
+    audit = await anyio.to_thread.run_sync(lambda: _open_audit(settings, stores.clock))
     left_open = await anyio.to_thread.run_sync(recovery.find)
     async with engine, anyio.create_task_group() as tasks:
         await keys.refresh()
@@ -90,12 +94,13 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
             tasks.start_soon(watch)
         tasks.start_soon(recovery.resolve, left_open)
         yield GatewayParts(
-            Gateway(admission, outbox, stores.clock),
+            Gateway(admission, outbox, stores.clock, audit),
             KeyDirectory(keys, stores.pepper),
             catalog,
             Idempotency(answers, wait_s=settings.idempotency_wait_s),
         )
         tasks.cancel_scope.cancel()
+    await anyio.to_thread.run_sync(audit.close)
     await anyio.to_thread.run_sync(hold_desk.close)
     await anyio.to_thread.run_sync(outbox.close)
     answers.close()
@@ -140,6 +145,17 @@ def _relayed(settings: Settings) -> Callable[[], int] | None:
 
 def _outbox_path(settings: Settings) -> Path:
     return settings.outbox_dir / f"{settings.gateway_name}.outbox"
+
+
+def _open_audit(settings: Settings, clock: Clock) -> UpstreamAudit:
+    path = settings.outbox_dir / f"{settings.gateway_name}{SUFFIX}"
+    return UpstreamAudit(
+        CountingProcess(settings.tokenizers_dir, timeout_s=settings.audit_timeout_s),
+        RecountLog(path),
+        share=settings.audit_share,
+        waiting_max=settings.audit_waiting_max,
+        clock=clock,
+    )
 
 
 def _engine(settings: Settings) -> OpenAIHttpUpstream:

@@ -26,12 +26,14 @@ from steelyard.entrypoints.preparation_process import (
     prepare_next,
     prepare_wanted,
 )
+from steelyard.entrypoints.recount_collector import RecountCollector
 from steelyard.errors import Failure
 from steelyard.eventlog.log import EventLogReader, EventLogs, EventLogUnavailable
 from steelyard.eventlog.outbox_folder import OutboxFolder
 from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.settings import Settings
+from steelyard.storage.recount_store import SqlRecountStore
 
 log = structlog.get_logger()
 
@@ -50,13 +52,20 @@ def run_worker(settings: Settings) -> None:
     stores = open_stores(settings)
     logs = open_event_logs(settings, stores)
     worker = Worker(stores, logs, batch_max=settings.worker_batch_max)
+    recounts = RecountCollector(
+        SqlRecountStore(stores.database),
+        settings.outbox_dir,
+        drift_ppm_max=settings.audit_drift_ppm_max,
+        clock=stores.clock,
+    )
     sweep = Sweep(stores, every_s=settings.sweep_s, hold_ttl_s=settings.hold_ttl_s)
     log.info("worker.started")
-    with closing(worker):
+    with closing(worker), closing(recounts):
         while not stop.is_set():
             try:
                 is_idle = worker.work() == 0
                 sweep.run_if_due()
+                recounts.collect_if_due()
             except Failure as failure:
                 log.error("worker.paused", code=failure.code, reason=str(failure))
                 stop.wait(FAILURE_PAUSE_S)

@@ -31,6 +31,7 @@ from steelyard.gateway.relay import (
     relay_stream,
     relay_whole,
 )
+from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import Usage
@@ -61,6 +62,7 @@ class Gateway:
     admission: Admission
     outbox: Outbox
     clock: Clock
+    audit: UpstreamAudit | None = None
 
 
 @dataclass(slots=True)
@@ -147,6 +149,8 @@ async def _close(
     except EventLogUnavailable as failure:
         return failure
     _log_served(admitted, closed)
+    if gateway.audit is not None:
+        gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
     return closed
 
 

@@ -37,6 +37,15 @@ class AnswerMeter:
         if self.first_token_at is None:
             self.first_token_at = at
 
+    @property
+    def delivered_bytes(self) -> int:
+        """The size of what the client was handed."""
+        return sum(map(len, self._delivered_bytes))
+
+    def delivered_lines(self) -> bytes:
+        """What the client was handed: the chunks of a stream one a line, or the choices."""
+        return b"\n".join(self._delivered_bytes)
+
     def output_digest(self) -> str:
         """SHA-256 over what the client was handed."""
         return sha256(b"".join(self._delivered_bytes)).hexdigest()

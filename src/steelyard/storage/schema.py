@@ -488,3 +488,25 @@ APPEND_ONLY: Sequence[Table] = (
     quarantined_events,
     quarantine_dismissals,
 )
+
+recounts = Table(
+    "recounts",
+    metadata,
+    _id(),
+    Column("log_id", String(64), nullable=False),
+    Column("position", BigInteger, nullable=False),
+    Column("upstream", String(128), nullable=False),
+    Column("model", String(256), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("event_count", BigInteger, nullable=False),
+    Column("reported_input", BigInteger),
+    Column("recounted_input", BigInteger),
+    Column("reported_output", BigInteger),
+    Column("recounted_output", BigInteger),
+    Column("source", String(16), nullable=False),
+    Column("pin_sha256", String(64)),
+    Column("reason", String(64)),
+    Column("recounted_at", Moment, nullable=False),
+    UniqueConstraint("log_id", "position"),
+    CheckConstraint("outcome IN ('recounted', 'uncountable', 'dropped')", name="outcome"),
+)

@@ -13,6 +13,10 @@ from steelyard.billing.billing_period import PeriodMalformed, month_of, read_mon
 from steelyard.billing.invoice import Invoice, InvoiceSection, read_invoice
 from steelyard.billing.invoice_books import IssuedInvoice
 from steelyard.billing.invoice_csv import write_invoice_csv
+from steelyard.billing.invoice_html import write_invoice_html
+from steelyard.billing.invoice_page import make_page
+from steelyard.billing.invoice_pdf import write_invoice_pdf
+from steelyard.billing.invoice_words import Language
 from steelyard.billing.period_closing import close_period, draft_invoice
 from steelyard.billing.statement import Period
 from steelyard.entrypoints.cli.funds import IdOption, ReasonOption, command_of
@@ -38,7 +42,7 @@ PeriodOption = Annotated[
 ]
 FromOption = Annotated[str | None, typer.Option("--from", help="RFC 3339, instead of a month.")]
 ToOption = Annotated[str | None, typer.Option("--to", help="RFC 3339, instead of a month.")]
-Format = Literal["json", "csv"]
+Format = Literal["json", "csv", "html", "pdf"]
 
 
 def register(application: typer.Typer) -> None:
@@ -99,11 +103,12 @@ def show_invoice(invoice: InvoiceArgument, json: JsonFlag = False) -> None:
 
 
 @invoices.command(
-    "export", epilog="Example: `steelyard invoice export acme-0001 --format csv --out october.csv`"
+    "export", epilog="Example: `steelyard invoice export acme-0001 --format pdf --out october.pdf`"
 )
 def export(
     invoice: InvoiceArgument,
     file_format: Annotated[Format, typer.Option("--format", help="What to write.")] = "json",
+    language: Annotated[Language, typer.Option(help="Of HTML and PDF.")] = "en",
     out: Annotated[
         Path | None, typer.Option(help="The file to write; standard output unless given.")
     ] = None,
@@ -111,7 +116,7 @@ def export(
     """Write an invoice: the canonical JSON whose hash is its id, or a rendering of it."""
     with stores_opened() as stores:
         issued = stores.invoices.find(invoice)
-    written = _render(issued, file_format)
+    written = _render(issued, file_format, language)
     if out is None:
         typer.echo(written, nl=False)
         return
@@ -119,10 +124,16 @@ def export(
     console.print(Text(f"{issued.number} written to {out}", style="green"))
 
 
-def _render(issued: IssuedInvoice, file_format: Format) -> bytes:
+def _render(issued: IssuedInvoice, file_format: Format, language: Language) -> bytes:
+    if file_format == "json":
+        return issued.canonical.encode()
+    invoice = read_invoice(issued.canonical)
     if file_format == "csv":
-        return write_invoice_csv(read_invoice(issued.canonical)).encode()
-    return issued.canonical.encode()
+        return write_invoice_csv(invoice).encode()
+    page = make_page(invoice, language=language)
+    if file_format == "html":
+        return write_invoice_html(page).encode()
+    return write_invoice_pdf(page, canonical=issued.canonical, issued_at=issued.issued_at)
 
 
 def _read_period(

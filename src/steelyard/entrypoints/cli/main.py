@@ -8,6 +8,7 @@ from rich.text import Text
 
 from steelyard import __version__
 from steelyard.entrypoints.cli import (
+    audits,
     budgets,
     chargebacks,
     doctor,
@@ -82,6 +83,7 @@ for module in (
     tokenizers,
     tokens,
     exports,
+    audits,
     doctor,
 ):
     module.register(application)

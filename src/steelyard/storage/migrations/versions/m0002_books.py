@@ -27,6 +27,7 @@ APPEND_ONLY = (
     "chargebacks",
     "quarantined_events",
     "quarantine_dismissals",
+    "recounts",
 )
 
 
@@ -541,6 +542,29 @@ def upgrade() -> None:
             "department_id", "name", name=op.f("uq_virtual_keys_department_id_name")
         ),
         sa.UniqueConstraint("secret_hash", name=op.f("uq_virtual_keys_secret_hash")),
+    )
+    op.create_table(
+        "recounts",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("log_id", sa.String(length=64), nullable=False),
+        sa.Column("position", sa.BigInteger(), nullable=False),
+        sa.Column("upstream", sa.String(length=128), nullable=False),
+        sa.Column("model", sa.String(length=256), nullable=False),
+        sa.Column("outcome", sa.String(length=16), nullable=False),
+        sa.Column("event_count", sa.BigInteger(), nullable=False),
+        sa.Column("reported_input", sa.BigInteger(), nullable=True),
+        sa.Column("recounted_input", sa.BigInteger(), nullable=True),
+        sa.Column("reported_output", sa.BigInteger(), nullable=True),
+        sa.Column("recounted_output", sa.BigInteger(), nullable=True),
+        sa.Column("source", sa.String(length=16), nullable=False),
+        sa.Column("pin_sha256", sa.String(length=64), nullable=True),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("recounted_at", Moment(length=27), nullable=False),
+        sa.CheckConstraint(
+            "outcome IN ('recounted', 'uncountable', 'dropped')", name=op.f("ck_recounts_outcome")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_recounts")),
+        sa.UniqueConstraint("log_id", "position", name=op.f("uq_recounts_log_id_position")),
     )
 
     dialect = op.get_bind().dialect.name
