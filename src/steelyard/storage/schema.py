@@ -10,7 +10,6 @@ from sqlalchemy import (
     Index,
     Integer,
     LargeBinary,
-    MetaData,
     String,
     Table,
     Text,
@@ -18,22 +17,16 @@ from sqlalchemy import (
     text,
 )
 
+from steelyard.storage import tenant_tables
 from steelyard.storage.column_types import Moment, Picos
+from steelyard.storage.tenant_tables import id_column
 
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
-
-
-def _id(name: str = "id", *, primary_key: bool = True) -> Column[str]:
-    return Column(name, String(64), primary_key=primary_key, nullable=False)
-
+metadata = tenant_tables.metadata
+organisations = tenant_tables.organisations
+departments = tenant_tables.departments
+projects = tenant_tables.projects
+virtual_keys = tenant_tables.virtual_keys
+chargeback_weights = tenant_tables.chargeback_weights
 
 revisions = Table(
     "revisions",
@@ -42,72 +35,10 @@ revisions = Table(
     Column("revision", BigInteger, nullable=False),
 )
 
-organisations = Table(
-    "organisations",
-    metadata,
-    _id(),
-    Column("name", String(63), nullable=False, unique=True),
-    Column("currency", String(3), nullable=False),
-    Column("time_zone", String(64), nullable=False),
-    Column("tax_ppm", Integer, nullable=False),
-    Column("plan", String(63)),
-    Column("created_at", Moment, nullable=False),
-    CheckConstraint("tax_ppm BETWEEN 0 AND 1000000", name="tax_ppm"),
-)
-
-departments = Table(
-    "departments",
-    metadata,
-    _id(),
-    Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
-    Column("name", String(63), nullable=False),
-    Column("pays_from", String(16), nullable=False),
-    Column("created_at", Moment, nullable=False),
-    UniqueConstraint("organisation_id", "name"),
-    CheckConstraint("pays_from IN ('organisation', 'department')", name="pays_from"),
-)
-
-projects = Table(
-    "projects",
-    metadata,
-    _id(),
-    Column("department_id", String(64), ForeignKey("departments.id"), nullable=False),
-    Column("name", String(63), nullable=False),
-    Column("created_at", Moment, nullable=False),
-    UniqueConstraint("department_id", "name"),
-)
-
-virtual_keys = Table(
-    "virtual_keys",
-    metadata,
-    _id(),
-    Column("department_id", String(64), ForeignKey("departments.id"), nullable=False),
-    Column("project_id", String(64), ForeignKey("projects.id")),
-    Column("name", String(63), nullable=False),
-    Column("secret_hash", String(64), nullable=False, unique=True),
-    Column("hint", String(32), nullable=False),
-    Column("requests_per_minute", Integer),
-    Column("input_tokens_max", Integer),
-    Column("disconnect_policy", String(16)),
-    Column("created_at", Moment, nullable=False),
-    Column("revoked_at", Moment),
-    UniqueConstraint("department_id", "name"),
-)
-
-# How a shared department's cost is split among others of its organisation.
-chargeback_weights = Table(
-    "chargeback_weights",
-    metadata,
-    Column("shared_department_id", String(64), ForeignKey("departments.id"), primary_key=True),
-    Column("department_id", String(64), ForeignKey("departments.id"), primary_key=True),
-    Column("weight", BigInteger, nullable=False),
-    CheckConstraint("weight > 0", name="weight"),
-)
-
 budgets = Table(
     "budgets",
     metadata,
-    _id(),
+    id_column(),
     Column("organisation_id", String(64), ForeignKey("organisations.id"), nullable=False),
     Column("scope", String(16), nullable=False),
     Column("scope_id", String(64), nullable=False),
@@ -198,7 +129,7 @@ ledger_postings = Table(
 grants = Table(
     "grants",
     metadata,
-    _id(),
+    id_column(),
     Column("payer_id", String(64), nullable=False),
     Column("kind", String(16), nullable=False),
     Column("currency", String(3), nullable=False),
@@ -214,7 +145,7 @@ grants = Table(
 open_holds = Table(
     "open_holds",
     metadata,
-    _id(),
+    id_column(),
     Column("payer_id", String(64), nullable=False),
     Column("currency", String(3), nullable=False),
     Column("amount", Picos, nullable=False),
@@ -233,7 +164,7 @@ open_holds = Table(
 ended_holds = Table(
     "ended_holds",
     metadata,
-    _id(),
+    id_column(),
     Column("outcome", String(16), nullable=False),
     Column("reason", Text, nullable=False),
     Column("ended_at", Moment, nullable=False),
@@ -390,7 +321,7 @@ suspense_decisions = Table(
 re_rating_runs = Table(
     "re_rating_runs",
     metadata,
-    _id(),
+    id_column(),
     Column("canonical", Text, nullable=False),
     Column("proposed_at", Moment, nullable=False),
     Column("proposed_by", String(128), nullable=False),
@@ -492,7 +423,7 @@ APPEND_ONLY: Sequence[Table] = (
 recounts = Table(
     "recounts",
     metadata,
-    _id(),
+    id_column(),
     Column("log_id", String(64), nullable=False),
     Column("position", BigInteger, nullable=False),
     Column("upstream", String(128), nullable=False),
