@@ -13,7 +13,12 @@ from steelyard.billing.credit_line import set_credit_limit
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS, UsageSums, write_charges
-from steelyard.billing.ledger_checks import TransactionCheck, check_balances, check_holds
+from steelyard.billing.ledger_checks import (
+    TransactionCheck,
+    check_balances,
+    check_holds,
+    check_leases,
+)
 from steelyard.billing.settlement import settle_batch
 from steelyard.billing.top_up import GrantTerms, add_credit, grant_credit
 from steelyard.clock import FakeClock
@@ -172,6 +177,9 @@ class FundWorld:
                     charges=write_charges(lines),
                     complaint=None,
                     record=place,
+                    lease_id=end.hold.lease_id,
+                    held=end.hold.amount.picos,
+                    stated=end.picos,
                 )
             )
         batch = PreparedBatch(
@@ -217,7 +225,14 @@ class FundWorld:
             checks = [
                 transactions.finish(),
                 *check_balances(sums, snapshot.accounts()),
-                check_holds(sums, snapshot.holds(), reserved, snapshot.hold_conflicts()),
+                check_holds(
+                    sums,
+                    snapshot.holds(),
+                    reserved,
+                    snapshot.hold_conflicts(),
+                    snapshot.leases(),
+                ),
+                check_leases(sums, snapshot.leases()),
             ]
         return [difference for check in checks for difference in check.differences]
 

@@ -29,19 +29,24 @@ class PositionMoved(Failure):
 
 
 class HeldFunds(NamedTuple):
-    """What a hold has set aside, as far as settlement needs it; draws are still text."""
+    """What a hold has set aside, as far as settlement needs it; draws are still text.
+
+    One that was granted from a lease has none; `stated` is what its gateway says that it cost.
+    """
 
     payer_id: str
     currency: str
     picos: int
     draws: str
     budget_draws: str
+    lease_id: str = ""
+    stated: int = 0
 
 
 class BookedEvent(NamedTuple):
     """An event as it goes into the books.
 
-    `picos` is what it costs; of a suspended one it is what was held. `spent` says which grants that
+    `picos` is what it costs; of a suspended one what was suspended. `spent` says which grants that
     came from, in the order of burning, and `budget_draws` what its hold had reserved, as text.
     """
 

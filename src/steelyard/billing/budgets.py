@@ -66,6 +66,21 @@ class BudgetReservations:
         self._check(draws, at=hold.placed_at)
         return draws
 
+    def room_for(self, hold: Hold, scope: HoldScope) -> tuple[int | None, int | None]:
+        """What is left of the tightest hard budgets of money and of tokens; None where none is."""
+        room: dict[BudgetUnit, int] = {}
+        for budget in self._of(scope):
+            if budget.is_hard:
+                window = self._windows[budget.id, budget.window(at=hold.placed_at)]
+                left = max(0, budget.amount - window.used - window.reserved)
+                room[budget.unit] = min(left, room.get(budget.unit, left))
+        return room.get("money"), room.get("tokens")
+
+    def renews_at(self, hold: Hold, scope: HoldScope) -> datetime | None:
+        """When the first of the windows ends that this hold reserves in."""
+        ends = [budget.renews_at(at=hold.placed_at) for budget in self._of(scope)]
+        return min((end for end in ends if end is not None), default=None)
+
     def draws_to_grow(
         self, hold: Hold, *, picos: int, tokens: int, at: datetime
     ) -> list[BudgetDraw]:

@@ -59,6 +59,10 @@ class PreparedEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     charges: str
     complaint: str | None
     record: int
+    # Only where the hold was granted from a lease: what was held, and what the gateway says it cost.
+    lease_id: str | None = None
+    held: int = 0
+    stated: int = 0
 
 
 class Malformed(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +110,7 @@ class _Record(msgspec.Struct, gc=False):
     amount: str
     meters: dict[str, str]
     project_id: str | None = None
+    lease_id: str | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -257,6 +262,9 @@ def _prepare(
         charges.write(rated.sheet, rated.counts),
         complaint,
         index,
+        record.lease_id,
+        _picos(record.held) if record.lease_id is not None else 0,
+        _picos(record.amount) if record.lease_id is not None else 0,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 from steelyard.access.budget import Budget, BudgetWindow
 from steelyard.ledger.grant import Grant
 from steelyard.ledger.hold import Draw, Hold
+from steelyard.ledger.lease import Lease
 from steelyard.ledger.store import LedgerUnit
 from steelyard.ledger.transaction import Transaction
 from steelyard.money import Money
@@ -80,7 +81,39 @@ class BudgetBooks(Protocol):
         ...
 
 
-class FundUnit(LedgerUnit, BudgetBooks, Protocol):
+class LeaseBooks(Protocol):
+    """Leases as one unit of work sees them."""
+
+    def insert_lease(self, lease: Lease) -> None: ...
+
+    def lock_leases(self, lease_ids: Collection[str]) -> dict[str, Lease]:
+        """Those of these leases that are there; nobody else can change them until the unit ends."""
+        ...
+
+    def keep_leases(self, leases: Sequence[Lease]) -> None:
+        """Write down what is left of leases, and how they stand."""
+        ...
+
+    def remove_leases(self, lease_ids: Collection[str]) -> None: ...
+
+    def recall_leases(self, owner_id: str) -> None:
+        """Ask for the open leases of a payer, or of an organisation, back."""
+        ...
+
+    def leases_in_hand(self, owner_id: str) -> list[str]:
+        """The leases of a payer, or of an organisation, that holds may still be granted from."""
+        ...
+
+    def recalled_leases(self, *, source: str) -> list[str]:
+        """The leases that this gateway is asked to give back."""
+        ...
+
+    def leases_of(self, *, source_prefix: str) -> list[Lease]:
+        """The leases of gateways whose source begins so."""
+        ...
+
+
+class FundUnit(LedgerUnit, BudgetBooks, LeaseBooks, Protocol):
     """One unit of work on funds."""
 
     def wait_turn(self, name: str) -> None:

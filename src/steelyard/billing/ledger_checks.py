@@ -7,9 +7,10 @@ from steelyard.billing.invariant_check import Check
 from steelyard.billing.stored_event import AccountRow, TransactionRow
 from steelyard.ledger.chart import NEVER_NEGATIVE, read_account_id
 from steelyard.ledger.hold import Hold
+from steelyard.ledger.lease import Lease
 
 # Transactions that a batch of events makes.
-BATCH_TEMPLATES = frozenset({"settle_holds", "suspend_holds"})
+BATCH_TEMPLATES = frozenset({"settle_holds", "suspend_holds", "settle_leased", "suspend_leased"})
 
 
 class TransactionCheck:
@@ -87,9 +88,11 @@ def check_holds(
     holds: Iterable[Hold],
     reservations: Mapping[tuple[str, str], int],
     conflicts: Iterable[str] = (),
+    leases: Iterable[Lease] = (),
 ) -> Check:
-    """I3: held money is that of the open holds, and so is what budgets have reserved."""
-    check = Check("I3", "held money and reserved budgets are those of the open holds, and no other")
+    """I3: held money is that of the open holds; what budgets reserve is theirs and the leases'."""
+    claim = "held money and reserved budgets are those of open holds and leases, and no other"
+    check = Check("I3", claim)
     held: dict[str, int] = defaultdict(int)
     reserved: dict[tuple[str, str], int] = defaultdict(int)
     for hold in holds:
@@ -100,6 +103,9 @@ def check_holds(
             lambda h=hold, d=drawn: f"hold {h.id} is of {h.amount.picos} picos and drew {d}",
         )
         for draw in hold.budget_draws:
+            reserved[draw.budget_id, draw.window] += draw.amount
+    for lease in leases:
+        for draw in lease.budget_draws:
             reserved[draw.budget_id, draw.window] += draw.amount
     stands = {a: p for a, p in postings.items() if a.startswith("held:")}
     for account_id in sorted(stands.keys() | held.keys()):
@@ -112,8 +118,32 @@ def check_holds(
         said, expected = reservations.get(window, 0), reserved.get(window, 0)
         check.expect(
             said == expected,
-            lambda w=window, s=said, e=expected: f"budget {w} reserves {s}, open holds {e}",
+            lambda w=window, s=said, e=expected: f"budget {w} reserves {s}, holds and leases {e}",
         )
     for hold_id in conflicts:
         check.expect(False, lambda h=hold_id: f"hold {h} has ended twice, or is open all the same")
+    return check
+
+
+def check_leases(postings: Mapping[str, int], leases: Iterable[Lease]) -> Check:
+    """Leased money is what is left of the leases.
+
+    With I2 that is the whole of the claim: what was leased or held came out of accounts that never
+    fall below zero, so that leased + held never pass the funds.
+    """
+    check = Check(
+        "I8", "leased money is what is left of the leases, and no account paid for it twice"
+    )
+    expected: dict[str, int] = defaultdict(int)
+    for lease in leases:
+        expected[f"leased:{lease.payer_id}:{lease.amount.currency}"] += lease.amount.picos
+    stands = {a: p for a, p in postings.items() if a.startswith("leased:")}
+    whole = sum(stands.values()), sum(expected.values())
+    check.expect(whole[0] == whole[1], lambda: f"{whole[0]} picos are leased, in leases {whole[1]}")
+    for account_id in sorted(stands.keys() | expected.keys()):
+        found, left = stands.get(account_id, 0), expected.get(account_id, 0)
+        check.expect(
+            found == left,
+            lambda a=account_id, f=found, e=left: f"{a} has {f} picos, its leases {e}",
+        )
     return check

@@ -126,6 +126,9 @@ class EffectCheck:
 def _expect(sums: dict[str, int], event: ReplayedEvent) -> None:
     row, record = event.row, event.said.data
     held, currency = read_decimal(record.held), record.currency
+    if record.lease_id is not None:
+        _expect_of_lease(sums, event)
+        return
     sums[f"held:{record.payer_id}:{currency}"] -= held
     if row.outcome == "suspended":
         sums[f"suspense:{currency}"] += held
@@ -142,3 +145,15 @@ def _fold(account_id: str) -> str:
     if kind in {"prepaid", "receivable"}:
         return f"back:{owner[0]}:{currency}"
     return account_id
+
+
+def _expect_of_lease(sums: dict[str, int], event: ReplayedEvent) -> None:
+    """A lease pays what an event costs, or what of it is suspended, and gets nothing back."""
+    row, record = event.row, event.said.data
+    captured = sum(draw.picos for draw in read_draws(row.draws))
+    sums[f"leased:{record.payer_id}:{record.currency}"] -= captured
+    if row.outcome == "suspended":
+        sums[f"suspense:{record.currency}"] += captured
+        return
+    sums[f"revenue:{record.currency}"] += row.amount
+    sums[f"suspense:{record.currency}"] += captured - row.amount

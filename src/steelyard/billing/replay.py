@@ -3,8 +3,8 @@
 It shares no code with settlement and reads none of its postings. What a request did to a balance
 follows from its event alone: what it spent of which grant, what it earned, what nobody covered. So
 placing, settling, suspending and releasing holds are not replayed one by one; those that are still
-open stand for themselves. Of a command the books keep one amount on one account; all of its other
-postings follow from its template, its grant or its adjustment.
+open, and what is left of leases, stand for themselves. Of a command the books keep one amount on
+one account; all of its other postings follow from its template, its grant or its adjustment.
 """
 
 from collections import defaultdict
@@ -21,11 +21,22 @@ from steelyard.billing.stored_event import (
     TransactionRow,
 )
 from steelyard.ledger.hold import CREDIT_LINE, Draw, Hold, burn, read_draws
+from steelyard.ledger.lease import Lease
 from steelyard.money import read_decimal
 
 # Their effect is that of the events and of the open holds.
 OF_EVENTS: Final = frozenset(
-    {"place_holds", "settle_holds", "suspend_holds", "release_hold", "decide_suspense"}
+    {
+        "place_holds",
+        "settle_holds",
+        "suspend_holds",
+        "release_hold",
+        "decide_suspense",
+        "lease_funds",
+        "settle_leased",
+        "suspend_leased",
+        "return_lease",
+    }
 )
 _GIVEN_FROM: Final = {"top_up": "clearing", "promotional_credit": "promo_expense"}
 _KIND_GIVEN: Final = {"top_up": "paid", "promotional_credit": "promotional"}
@@ -90,10 +101,12 @@ class ReplayCheck:
         payer_id, currency = said.payer_id, said.currency
         draws, held = read_draws(row.draws), read_decimal(said.held)
         drawn = sum(draw.picos for draw in draws)
-        amount = held if row.outcome == "suspended" else row.amount
+        # A lease suspends what its gateway said that the answer cost: the rest is granted again.
+        waits = held if said.lease_id is None else min(held, read_decimal(said.amount))
+        amount = waits if row.outcome == "suspended" else row.amount
         self._check.expect(
             row.amount == amount,
-            lambda: f"event {row.id} waits with {row.amount} picos, held were {held}",
+            lambda: f"event {row.id} waits with {row.amount} picos, not {waits}",
         )
         taken = min(amount, held)
         self._check.expect(
@@ -109,11 +122,17 @@ class ReplayCheck:
         if row.id in self._decisions:
             self._decide(event, draws, self._decisions[row.id])
 
-    def finish(self, holds: Iterable[Hold], accounts: Iterable[AccountRow]) -> Check:
+    def finish(
+        self, holds: Iterable[Hold], leases: Iterable[Lease], accounts: Iterable[AccountRow]
+    ) -> Check:
         for hold in holds:
             currency = str(hold.amount.currency)
             self._move(_drawn(hold.draws, hold.payer_id, currency))
             self._move({f"held:{hold.payer_id}:{currency}": hold.amount.picos})
+        for lease in leases:
+            currency = str(lease.amount.currency)
+            self._move(_drawn(lease.draws, lease.payer_id, currency))
+            self._move({f"leased:{lease.payer_id}:{currency}": lease.amount.picos})
         stands = {account.id: account.balance for account in accounts}
         for account_id in sorted(stands.keys() | self._balances.keys()):
             found, expected = stands.get(account_id, 0), self._balances.get(account_id, 0)

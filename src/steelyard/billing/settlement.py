@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import structlog
 
@@ -23,6 +24,7 @@ from steelyard.billing.books import (
 from steelyard.billing.budgets import BudgetUse, settle_budget_draws
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS, UsageSums, read_charges
+from steelyard.billing.lease_settlement import LeaseSettlement
 from steelyard.ledger.hold import Draw, burn, read_budget_draws, read_draws, write_draws
 from steelyard.ledger.transaction import HoldsEnded, Transaction, settle_holds, suspend_holds
 from steelyard.metering.event_segment import unpack_bodies
@@ -38,8 +40,8 @@ def settle_batch(batch: PreparedBatch, unit: BooksUnit, *, at: datetime) -> Coun
     """Bring the next records of one log into the books; raises PositionMoved for a zombie."""
     unit.move_position(batch.log_id, before=batch.first_position - 1, after=batch.last_position)
     complaints = {malformed.record: malformed.reason for malformed in batch.malformed}
-    fresh = _fresh(batch, unit, complaints=complaints)
-    posting = _Posting(batch, unit, at)
+    fresh, leases = _fresh(batch, unit, complaints=complaints)
+    posting = _Posting(batch, unit, at, leases)
     for event, funds in fresh:
         posting.book(event, funds)
     posting.post()
@@ -53,14 +55,16 @@ def settle_batch(batch: PreparedBatch, unit: BooksUnit, *, at: datetime) -> Coun
 
 def _fresh(
     batch: PreparedBatch, unit: BooksUnit, *, complaints: dict[int, str]
-) -> list[tuple[PreparedEvent, HeldFunds]]:
-    """The events that are new, each with what its hold has set aside.
+) -> tuple[list[tuple[PreparedEvent, HeldFunds]], LeaseSettlement]:
+    """The events that are new, each with what its hold has set aside, and the leases they name.
 
     The same id with the same bytes is nothing new; with other bytes it is a forgery or a bug, and is
     kept for a person to look at.
     """
     events, paths = batch.events, batch.paths
     held = unit.lock_held_funds([event.id for event in events])
+    named = {event.lease_id for event in events if event.lease_id is not None}
+    leases = LeaseSettlement(unit.lock_leases(named) if named else {})
     known = unit.content_hashes([event.id for event in events if event.id not in held])
     places = [(event.source, event.sequence) for event in events]
     taken = unit.places_taken(places)
@@ -73,6 +77,8 @@ def _fresh(
             if known[event.id] != event.content_hash:
                 complaints[event.record] = f"event {event.id} is in the books with other content"
             continue
+        if event.lease_id is not None and funds is None:
+            funds = leases.funds_of(event)
         complaint = _complaint_about(event, funds, paths[event.path])
         if must_check_places and complaint is None:
             place = event.source, event.sequence
@@ -83,14 +89,18 @@ def _fresh(
             continue
         known[event.id] = event.content_hash
         fresh.append((event, funds))
-    return fresh
+    return fresh, leases
 
 
 def _complaint_about(event: PreparedEvent, funds: HeldFunds | None, path: UsagePath) -> str | None:
     if event.hold_id != event.id:
         return f"event {event.id} names the hold {event.hold_id}; a hold has the id of its event"
     if funds is None:
+        if event.lease_id is not None:
+            return f"event {event.id} names the lease {event.lease_id}, which is not there"
         return f"event {event.id} names a hold that is not open: never placed, or released"
+    if event.lease_id is not None and not funds.lease_id:
+        return f"event {event.id} names a lease, and has a hold of its own"
     if funds.payer_id != path.payer_id or funds.currency != path.currency:
         return f"event {event.id} and its hold name different payers or currencies"
     return None
@@ -103,6 +113,7 @@ class _Ended:
     payer_id: str
     currency: str
     outcome: EventOutcome
+    account: Literal["held", "leased"]
     held: int = 0
     charged: int = 0
     uncovered: int = 0
@@ -111,8 +122,17 @@ class _Ended:
     def transaction(self, *, reference: str, at: datetime) -> Transaction | None:
         back = [Draw(grant_id, picos) for grant_id, picos in self.back.items()]
         currency = Currency(self.currency)
-        ended = HoldsEnded(self.payer_id, currency, self.held, self.charged, self.uncovered, back)
-        transaction_id = f"{reference}/{self.outcome}/{self.payer_id}/{self.currency}"
+        ended = HoldsEnded(
+            self.payer_id,
+            currency,
+            self.held,
+            self.charged,
+            self.uncovered,
+            back,
+            self.account,
+        )
+        what = self.outcome if self.account == "held" else f"{self.outcome}-leased"
+        transaction_id = f"{reference}/{what}/{self.payer_id}/{self.currency}"
         post = settle_holds if self.outcome == "settled" else suspend_holds
         return post(transaction_id, ended, reference=reference, at=at)
 
@@ -120,12 +140,16 @@ class _Ended:
 class _Posting:
     """Gathers what a batch does to the books, and does it at once."""
 
-    def __init__(self, batch: PreparedBatch, unit: BooksUnit, at: datetime) -> None:
+    def __init__(
+        self, batch: PreparedBatch, unit: BooksUnit, at: datetime, leases: LeaseSettlement
+    ) -> None:
         self._batch = batch
         self._unit = unit
         self._at = at
+        self._leases = leases
         self._closed_until = unit.closed_until()
-        self._ended: dict[tuple[str, str, EventOutcome], _Ended] = {}
+        self._ended: dict[tuple[str, str, EventOutcome, Literal["held", "leased"]], _Ended] = {}
+        self._row_holds: list[str] = []
         # By path and billed hour and grant: fewer keys than events.
         self._funding: dict[tuple[int, str, str], int] = defaultdict(int)
         self._budget_uses: list[BudgetUse] = []
@@ -138,6 +162,10 @@ class _Posting:
         billed_at = event.ended_at
         if self._closed_until:
             billed_at = self._billed_at(event)
+        if funds.lease_id:
+            self._book_leased(event, funds, billed_at)
+            return
+        self._row_holds.append(event.id)
         if event.complaint is None:
             spent = self._settle(event, funds, billed_at[:HOUR_CHARACTERS])
             booked = BookedEvent(
@@ -162,12 +190,14 @@ class _Posting:
             return
         reference = f"{batch.log_id}/{batch.first_position}"
         ends = (ended.transaction(reference=reference, at=at) for ended in self._ended.values())
-        unit.post([transaction for transaction in ends if transaction])
-        unit.remove_holds([booked.event.id for booked in self.booked])
+        posted = [transaction for transaction in ends if transaction]
+        unit.post([*posted, *self._leases.returns(at=at)])
+        unit.remove_holds(self._row_holds)
+        self._leases.save(unit)
         path_ids = unit.path_ids(batch.paths)
         unit.insert_events(self.booked, batch, path_ids=path_ids, at=at)
         unit.add_to_hours(self._usage(), self._funding_sums(), path_ids=path_ids)
-        settle_budget_draws(unit, self._budget_uses, at=at)
+        settle_budget_draws(unit, [*self._budget_uses, *self._leases.budget_uses()], at=at)
 
     def _billed_at(self, event: PreparedEvent) -> str:
         """When it ended, or when the period in which it did was closed."""
@@ -200,16 +230,41 @@ class _Posting:
             ended.back[draw.grant_id] += draw.picos
         return write_draws(spent)
 
+    def _book_leased(self, event: PreparedEvent, funds: HeldFunds, billed_at: str) -> None:
+        """Spend of the lease what the event costs; its gateway has granted the rest again.
+
+        So a suspended one suspends no more than what its gateway said that it cost.
+        """
+        is_settled = event.complaint is None
+        charged = event.picos if is_settled else funds.stated
+        captured, spent = self._leases.spend(event, picos=min(charged, funds.picos))
+        ended = self._ended_of(funds, "settled" if is_settled else "suspended")
+        ended.held += captured
+        if is_settled:
+            ended.charged += charged
+            ended.uncovered += charged - captured
+            for draw in spent:
+                self._funding[event.path, billed_at[:HOUR_CHARACTERS], draw.grant_id] += draw.picos
+        else:
+            log.error("usage_event.suspended", event_id=event.id, reason=event.complaint)
+        amount = charged if is_settled else captured
+        booked = BookedEvent(
+            event, billed_at, amount, write_draws(spent), funds.budget_draws, ended.outcome
+        )
+        self.booked.append(booked)
+        if funds.budget_draws and is_settled:
+            self._leases.use(event, charged=charged, tokens=_tokens_of(event))
+
     def _ended_of(self, funds: HeldFunds, outcome: EventOutcome) -> _Ended:
-        key = funds.payer_id, funds.currency, outcome
+        account: Literal["held", "leased"] = "leased" if funds.lease_id else "held"
+        key = funds.payer_id, funds.currency, outcome, account
         ended = self._ended.get(key)
         if ended is None:
             ended = self._ended[key] = _Ended(*key)
         return ended
 
     def _use_budgets(self, event: PreparedEvent, funds: HeldFunds) -> None:
-        lines = read_charges(event.charges)
-        tokens = sum(count for meter, count, _ in lines if meter in TOKEN_METERS)
+        tokens = _tokens_of(event)
         for draw in read_budget_draws(funds.budget_draws):
             used = event.picos if draw.unit == "money" else tokens
             self._budget_uses.append(BudgetUse(draw, 0 if event.complaint else used))
@@ -240,6 +295,11 @@ class _Posting:
             owner = path.organisation_id, path.payer_id
             sums[(*owner, billed_hour, grant_id, path.currency)] += picos
         return sums
+
+
+def _tokens_of(event: PreparedEvent) -> int:
+    lines = read_charges(event.charges)
+    return sum(count for meter, count, _ in lines if meter in TOKEN_METERS)
 
 
 def _quarantined(batch: PreparedBatch, complaints: Mapping[int, str]) -> list[QuarantinedEvent]:

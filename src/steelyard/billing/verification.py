@@ -23,7 +23,12 @@ from steelyard.billing.event_checks import (
 )
 from steelyard.billing.hourly_sums import read_charges
 from steelyard.billing.invariant_check import Check
-from steelyard.billing.ledger_checks import TransactionCheck, check_balances, check_holds
+from steelyard.billing.ledger_checks import (
+    TransactionCheck,
+    check_balances,
+    check_holds,
+    check_leases,
+)
 from steelyard.billing.log_checks import EffectCheck, LogCheck
 from steelyard.billing.replay import ReplayCheck
 from steelyard.billing.stored_event import (
@@ -37,6 +42,7 @@ from steelyard.billing.stored_event import (
     TransactionRow,
 )
 from steelyard.ledger.hold import Hold, read_budget_draws, read_draws
+from steelyard.ledger.lease import Lease
 from steelyard.metering.usage_event import UsageEvent, decode_event
 from steelyard.pricing.price_book import CanonicalDocument
 
@@ -62,6 +68,10 @@ class Audit(Protocol):
 
     def holds(self) -> Iterable[Hold]:
         """The open ones."""
+        ...
+
+    def leases(self) -> Sequence[Lease]:
+        """All that are there."""
         ...
 
     def hold_conflicts(self) -> Iterable[str]:
@@ -160,13 +170,14 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
     hours.compare(audit.hours())
     windows = audit.budget_windows()
     budgets.compare({window: used for window, (_, used) in windows.items()})
-    holds = list(audit.holds())
+    holds, leases = list(audit.holds()), audit.leases()
     reserved = {window: count for window, (count, _) in windows.items() if count}
     return [
         transactions.finish(),
         *check_balances(transactions.by_account, accounts),
-        replay.finish(holds, accounts),
-        check_holds(transactions.by_account, holds, reserved, audit.hold_conflicts()),
+        replay.finish(holds, leases, accounts),
+        check_holds(transactions.by_account, holds, reserved, audit.hold_conflicts(), leases),
+        check_leases(transactions.by_account, leases),
         log.finish(audit.event_count()),
         effects.finish(transactions.batch_count),
         *(check.finish() for check in checks),

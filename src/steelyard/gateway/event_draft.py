@@ -33,6 +33,7 @@ def opened_attempt(hold: Hold, *, bound_input: int, bound_output: int) -> Opened
         bound_input=bound_input,
         bound_output=bound_output,
         opened=msgspec.Raw(hold.opened.encode()),
+        lease_id=hold.lease_id,
     )
 
 
@@ -45,6 +46,7 @@ def hold_of_attempt(attempt: OpenedAttempt) -> Hold:
         source=attempt.source,
         placed_at=read_timestamp(attempt.placed_at),
         opened=bytes(attempt.opened).decode(),
+        lease_id=attempt.lease_id,
     )
 
 
@@ -92,4 +94,5 @@ def close_record(
         ended_at=write_timestamp(at),
         amount=write_decimal(amount.picos),
         output_digest=meter.output_digest() if meter else None,
+        lease_id=hold.lease_id,
     )

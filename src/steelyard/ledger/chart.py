@@ -15,6 +15,7 @@ from steelyard.money import Currency
 AccountKind = Literal[
     "prepaid",
     "held",
+    "leased",
     "receivable",
     "invoiced",
     "revenue",
@@ -33,6 +34,7 @@ KINDS: Final[Mapping[AccountKind, str]] = MappingProxyType(
     {
         "prepaid": "what is left of one grant of a tenant, and can still be spent",
         "held": "what is set aside for a tenant's requests that are not settled yet",
+        "leased": "what gateways may hold of a tenant's money without asking, until it is settled",
         "receivable": "the negative of what a post-paid tenant owes us",
         "invoiced": "the negative of tax and rounding that invoices ask for beyond a balance",
         "revenue": "what we have earned by answering",
@@ -50,7 +52,7 @@ KINDS: Final[Mapping[AccountKind, str]] = MappingProxyType(
 
 # The database refuses to let these fall below zero, whoever asks. A receivable has a floor of its
 # own: the negative of the tenant's credit limit.
-NEVER_NEGATIVE: Final[frozenset[AccountKind]] = frozenset({"prepaid", "held"})
+NEVER_NEGATIVE: Final[frozenset[AccountKind]] = frozenset({"prepaid", "held", "leased"})
 
 
 @dataclass(frozen=True, slots=True)

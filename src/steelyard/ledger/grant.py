@@ -68,8 +68,8 @@ def draw(
 @dataclass(frozen=True, slots=True)
 class Funds:
     """Where a payer stands: its grants in the order in which they burn, what is held for open
-    requests, and its debts. `owed` is what was drawn on the credit line, below zero where more was
-    paid than was owed; `invoiced` is what invoices ask for beyond the balance."""
+    requests or leased to gateways, and its debts. `owed` is what was drawn on the credit line, below
+    zero where more was paid than was owed; `invoiced` is what invoices ask for beyond the balance."""
 
     grants: Sequence[GrantBalance]
     held: int

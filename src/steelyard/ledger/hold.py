@@ -57,7 +57,8 @@ class HoldScope:
 class Hold:
     """The most that one attempt may cost; zero where the model is free. Shares the event's id.
 
-    `draws` says which grants the amount came from, in the order in which they burn.
+    `draws` says which grants the amount came from, in the order in which they burn. A hold that was
+    granted from a lease names it, has no draws of its own, and no row in the books.
     """
 
     id: str
@@ -69,6 +70,7 @@ class Hold:
     draws: Sequence[Draw] = ()
     budget_draws: Sequence[BudgetDraw] = ()
     status: HoldStatus = "placed"
+    lease_id: str | None = None
 
     def __post_init__(self) -> None:
         assert self.amount.picos >= 0, f"a hold is not negative, got {self.amount}"

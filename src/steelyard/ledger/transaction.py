@@ -4,17 +4,26 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Literal
 
 from steelyard.ledger.chart import AccountKind, LedgerAccount
 from steelyard.ledger.grant import Grant
 from steelyard.ledger.hold import CREDIT_LINE, INVOICED, Draw, Hold
+from steelyard.ledger.lease import Lease
 from steelyard.money import Currency, Money
 
 Parts = dict[LedgerAccount, int]
 
 # Usage moves money by these, whole batches at a time; its events tell the rest.
-USAGE_TEMPLATES: Final = ("place_holds", "settle_holds", "suspend_holds")
+USAGE_TEMPLATES: Final = (
+    "place_holds",
+    "settle_holds",
+    "suspend_holds",
+    "lease_funds",
+    "return_lease",
+    "settle_leased",
+    "suspend_leased",
+)
 # People move money by these, and the sweep of expired grants.
 COMMAND_TEMPLATES: Final = (
     "top_up",
@@ -73,7 +82,8 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True)
 class HoldsEnded:
-    """The holds of one payer that a batch of events ends, added up."""
+    """The holds of one payer that a batch of events ends, added up; all of them from its held
+    account, or all of them from its leases."""
 
     payer_id: str
     currency: Currency
@@ -81,6 +91,7 @@ class HoldsEnded:
     charged: int
     uncovered: int
     back: Sequence[Draw]
+    account: Literal["held", "leased"] = "held"
 
 
 def top_up(amount: Money, *, grant: Grant, command: Command) -> Transaction:
@@ -126,10 +137,11 @@ def settle_holds(
     suspense account until somebody decides.
     """
     parts = _returned(ended.back, ended.payer_id, ended.currency)
-    parts[LedgerAccount("held", ended.payer_id, ended.currency)] = -ended.held
+    parts[LedgerAccount(ended.account, ended.payer_id, ended.currency)] = -ended.held
     parts[LedgerAccount("revenue", None, ended.currency)] = ended.charged
     parts[LedgerAccount("suspense", None, ended.currency)] = -ended.uncovered
-    return _transaction(transaction_id, "settle_holds", reference, at, parts)
+    template = "settle_holds" if ended.account == "held" else "settle_leased"
+    return _transaction(transaction_id, template, reference, at, parts)
 
 
 def suspend_holds(
@@ -137,10 +149,31 @@ def suspend_holds(
 ) -> Transaction | None:
     """Two computations disagree: the held amounts wait in suspense, and nothing is earned."""
     parts = {
-        LedgerAccount("held", ended.payer_id, ended.currency): -ended.held,
+        LedgerAccount(ended.account, ended.payer_id, ended.currency): -ended.held,
         LedgerAccount("suspense", None, ended.currency): ended.held,
     }
-    return _transaction(transaction_id, "suspend_holds", reference, at, parts)
+    template = "suspend_holds" if ended.account == "held" else "suspend_leased"
+    return _transaction(transaction_id, template, reference, at, parts)
+
+
+def lease_funds(lease: Lease) -> Transaction:
+    """Give a gateway money of a payer to hold out of, without asking again."""
+    parts = _drawn(lease.draws, lease.payer_id, lease.amount.currency)
+    parts[LedgerAccount("leased", lease.payer_id, lease.amount.currency)] = lease.amount.picos
+    return Transaction(
+        f"{lease.id}/leased", "lease_funds", lease.id, lease.granted_at, _postings(parts)
+    )
+
+
+def return_lease(lease: Lease, *, back: Sequence[Draw], at: datetime) -> Transaction | None:
+    """Part of a lease, or all that is left of it, goes back to where it was drawn from."""
+    parts = _returned(back, lease.payer_id, lease.amount.currency)
+    parts[LedgerAccount("leased", lease.payer_id, lease.amount.currency)] = -sum(
+        draw.picos for draw in back
+    )
+    # What is left of a lease only falls, so that no two returns begin at the same amount.
+    transaction_id = f"{lease.id}/returned/{lease.amount.picos}"
+    return _transaction(transaction_id, "return_lease", lease.id, at, parts)
 
 
 def release_hold(hold: Hold, *, command: Command) -> Transaction | None:

@@ -69,6 +69,8 @@ class UsageRecord(OpenedRecord, frozen=True, kw_only=True):
     ended_at: str
     amount: str
     output_digest: str | None
+    # The lease that the hold was granted from; without one the hold had a row in the books.
+    lease_id: str | None = None
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,10 +33,12 @@ from steelyard.billing.stored_event import (
     TransactionRow,
 )
 from steelyard.ledger.hold import Hold
+from steelyard.ledger.lease import Lease
 from steelyard.metering.event_segment import SegmentUnreadable, unpack_bodies
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.storage import schema
 from steelyard.storage.database import Database
+from steelyard.storage.lease_unit import SqlLeaseUnit
 from steelyard.storage.ledger_unit import hold_of
 from steelyard.storage.seal import SEALED_TABLES, seal_row, seal_transaction
 from steelyard.storage.set_statement import SetStatement
@@ -148,6 +150,9 @@ class SqlAuditSnapshot:
     def holds(self) -> Iterator[Hold]:
         for row in self._connection.execute(select(schema.open_holds)):
             yield hold_of(row)
+
+    def leases(self) -> Sequence[Lease]:
+        return SqlLeaseUnit(self._connection).leases_of(source_prefix="")
 
     def hold_conflicts(self) -> list[str]:
         return [row.id for row in self._connection.execute(text(_HOLD_CONFLICTS))]

@@ -69,7 +69,7 @@ class SqlFundReports:
 
 
 def funds_of(connection: Connection, payer_id: str, *, currency: Currency) -> Funds:
-    """What a payer has in each grant, what is held, what it owes and how much it may owe."""
+    """What a payer has in each grant, what is held or leased, what it owes and may owe."""
     query = (
         select(_grants, _accounts.c.balance)
         .join(_accounts, _accounts.c.id == GRANT_ACCOUNT_ID)
@@ -79,11 +79,12 @@ def funds_of(connection: Connection, payer_id: str, *, currency: Currency) -> Fu
         GrantBalance(grant_of(row), row.balance) for row in connection.execute(query) if row.balance
     ]
     held, _ = _balance_and_floor(connection, LedgerAccount("held", payer_id, currency))
+    leased, _ = _balance_and_floor(connection, LedgerAccount("leased", payer_id, currency))
     line, floor = _balance_and_floor(connection, LedgerAccount("receivable", payer_id, currency))
     invoiced, _ = _balance_and_floor(connection, LedgerAccount("invoiced", payer_id, currency))
     return Funds(
         burn_order(grants),
-        held=held,
+        held=held + leased,
         owed=-line,
         invoiced=-invoiced,
         credit_limit=-floor,

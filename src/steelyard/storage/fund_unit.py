@@ -13,7 +13,7 @@ from steelyard.ledger.hold import Hold, burn, read_draws, write_draws
 from steelyard.ledger.transaction import Posting, Transaction
 from steelyard.money import Currency, Money
 from steelyard.storage import schema
-from steelyard.storage.budget_unit import SqlBudgetUnit
+from steelyard.storage.lease_unit import SqlLeaseUnit
 from steelyard.storage.ledger_unit import hold_of
 from steelyard.storage.seal import sealed
 from steelyard.timestamp import write_timestamp
@@ -38,7 +38,7 @@ _MARK_UNRESOLVED: Final = {
 }
 
 
-class SqlFundUnit(SqlBudgetUnit):
+class SqlFundUnit(SqlLeaseUnit):
     """Implements FundUnit."""
 
     def wait_turn(self, name: str) -> None:

@@ -1,9 +1,9 @@
 """The ledger's store, as one unit of work on a connection.
 
 Locks are always taken in one order, so that units of work never wait for each other in a circle:
-rows of open holds, then the accounts of payers by currency (their grants last), then our own
-accounts, then windows of budgets. A unit of work locks the funds of all its payers in one call, and
-posts once.
+rows of open holds, then those of leases, then the accounts of payers by currency (their grants
+last), then our own accounts, then windows of budgets. A unit of work locks the funds of all its
+payers in one call, and posts once.
 """
 
 from collections import defaultdict
@@ -40,7 +40,7 @@ _HOLD_COLUMNS: Final = (
     "id, payer_id, currency, amount, source, placed_at, opened, draws, budget_draws, status"
 )
 # The order of locks on accounts, said once in SQL and once in Python (`_lock_order`).
-_IN_LOCK_ORDER: Final = """ORDER BY a.kind NOT IN ('held', 'invoiced', 'prepaid', 'receivable'),
+_IN_LOCK_ORDER: Final = """ORDER BY a.kind NOT IN ('held', 'invoiced', 'leased', 'prepaid', 'receivable'),
     right(a.id, 3), a.kind = 'prepaid', a.id COLLATE "C" FOR UPDATE OF a"""
 
 _LOCK_ACCOUNTS = SetStatement(
@@ -124,6 +124,7 @@ class SqlLedgerUnit:
         self._open_accounts(
             [
                 LedgerAccount("held", payer_id, currency),
+                LedgerAccount("leased", payer_id, currency),
                 LedgerAccount("prepaid", payer_id, currency, grant.id),
                 LedgerAccount("receivable", payer_id, currency),
             ]
@@ -135,7 +136,8 @@ class SqlLedgerUnit:
         # Whoever draws on a payer locks its held account first: what is read afterwards is new.
         credit_lines = [LedgerAccount("receivable", payer_id, currency) for payer_id in payer_ids]
         held = [LedgerAccount("held", payer_id, currency) for payer_id in payer_ids]
-        self._lock([*held, *credit_lines])
+        leased = [LedgerAccount("leased", payer_id, currency) for payer_id in payer_ids]
+        self._lock([*held, *leased, *credit_lines])
         grants: dict[str, list[GrantBalance]] = {payer_id: [] for payer_id in payer_ids}
         for row in _LOCK_GRANTS.rows_in(self.connection, payer_ids, currency=currency):
             account_id, balance, floor, *columns = row
@@ -155,7 +157,11 @@ class SqlLedgerUnit:
         assert picos >= 0, f"a credit limit is not negative, got {picos}"
         account = LedgerAccount("receivable", payer_id, currency)
         self._check_amount(picos)
-        self._open_accounts([LedgerAccount("held", payer_id, currency), account])
+        held, leased = (
+            LedgerAccount("held", payer_id, currency),
+            LedgerAccount("leased", payer_id, currency),
+        )
+        self._open_accounts([held, leased, account])
         self._lock([account])
         balance, _ = self._locked[account.id]
         if balance < -picos:
@@ -256,7 +262,7 @@ class SqlLedgerUnit:
         self._check_amount(after)
         if floor is None or after >= floor:
             return
-        assert account.kind != "held", f"{account.id} would fall to {after}"
+        assert account.kind not in {"held", "leased"}, f"{account.id} would fall to {after}"
         room = f"{write_decimal(max(0, balance - floor))} {account.currency}"
         raise InsufficientFunds(f"{room} available, too little for {write_decimal(-change)}")
 
@@ -378,5 +384,5 @@ def _whole(number: Any) -> int | None:
 
 def _lock_order(account: LedgerAccount) -> tuple[bool, str, bool, str]:
     """Payers' accounts before ours: those of ours are the busiest, and locked the shortest."""
-    is_ours = account.kind not in {"held", "invoiced", "prepaid", "receivable"}
+    is_ours = account.kind not in {"held", "invoiced", "leased", "prepaid", "receivable"}
     return is_ours, account.currency, account.kind == "prepaid", account.id

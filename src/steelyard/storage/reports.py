@@ -25,7 +25,7 @@ _events, _paths = schema.usage_events, schema.usage_paths
 
 _decisions = schema.suspense_decisions
 DECIDE_SUSPENSE: Final = "decide_suspense"
-_OWN_KINDS: Final = ("prepaid", "held", "receivable", "invoiced")
+_OWN_KINDS: Final = ("prepaid", "held", "leased", "receivable", "invoiced")
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,32 @@ open_holds = Table(
     sqlite_with_rowid=False,
 )
 
+# What gateways may hold out of without asking. A lease's row goes when nothing is left to settle.
+leases = Table(
+    "leases",
+    metadata,
+    _id(),
+    Column("organisation_id", String(64), nullable=False),
+    Column("payer_id", String(64), nullable=False),
+    Column("key_id", String(64), nullable=False),
+    Column("source", String(128), nullable=False),
+    Column("currency", String(3), nullable=False),
+    Column("amount", Picos, nullable=False),
+    Column("draws", Text, nullable=False),
+    Column("budget_draws", Text, nullable=False),
+    Column("granted_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("last_event_id", String(64)),
+    CheckConstraint("amount >= 0", name="not_negative"),
+    CheckConstraint("expires_at > granted_at", name="expires_at"),
+    CheckConstraint("status IN ('open', 'recalled', 'drained', 'ended')", name="status"),
+    CheckConstraint("(status = 'ended') = (last_event_id IS NOT NULL)", name="last_event_id"),
+    Index("ix_leases_source", "source"),
+    Index("ix_leases_payer_id", "payer_id"),
+    sqlite_with_rowid=False,
+)
+
 # Ends of holds that no event tells of: declined, so that a declined id stays declined, or released.
 ended_holds = Table(
     "ended_holds",

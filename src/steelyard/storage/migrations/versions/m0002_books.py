@@ -134,6 +134,35 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("log_id", name=op.f("pk_log_positions")),
     )
     op.create_table(
+        "leases",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("organisation_id", sa.String(length=64), nullable=False),
+        sa.Column("payer_id", sa.String(length=64), nullable=False),
+        sa.Column("key_id", sa.String(length=64), nullable=False),
+        sa.Column("source", sa.String(length=128), nullable=False),
+        sa.Column("currency", sa.String(length=3), nullable=False),
+        sa.Column("amount", Picos(), nullable=False),
+        sa.Column("draws", sa.Text(), nullable=False),
+        sa.Column("budget_draws", sa.Text(), nullable=False),
+        sa.Column("granted_at", Moment(length=27), nullable=False),
+        sa.Column("expires_at", Moment(length=27), nullable=False),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("last_event_id", sa.String(length=64), nullable=True),
+        sa.CheckConstraint("amount >= 0", name=op.f("ck_leases_not_negative")),
+        sa.CheckConstraint("expires_at > granted_at", name=op.f("ck_leases_expires_at")),
+        sa.CheckConstraint(
+            "status IN ('open', 'recalled', 'drained', 'ended')", name=op.f("ck_leases_status")
+        ),
+        sa.CheckConstraint(
+            "(status = 'ended') = (last_event_id IS NOT NULL)",
+            name=op.f("ck_leases_last_event_id"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_leases")),
+        sqlite_with_rowid=False,
+    )
+    op.create_index("ix_leases_source", "leases", ["source"], unique=False)
+    op.create_index("ix_leases_payer_id", "leases", ["payer_id"], unique=False)
+    op.create_table(
         "open_holds",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("payer_id", sa.String(length=64), nullable=False),
