@@ -17,7 +17,7 @@ from sqlalchemy import (
     text,
 )
 
-from steelyard.storage import tenant_tables
+from steelyard.storage import lease_table, tenant_tables
 from steelyard.storage.column_types import Moment, Picos
 from steelyard.storage.tenant_tables import id_column
 
@@ -27,6 +27,7 @@ departments = tenant_tables.departments
 projects = tenant_tables.projects
 virtual_keys = tenant_tables.virtual_keys
 chargeback_weights = tenant_tables.chargeback_weights
+leases = lease_table.leases
 
 revisions = Table(
     "revisions",
@@ -157,28 +158,6 @@ open_holds = Table(
     Column("status", String(16), nullable=False),
     CheckConstraint("amount >= 0", name="not_negative"),
     CheckConstraint("status IN ('placed', 'unresolved')", name="status"),
-    sqlite_with_rowid=False,
-)
-
-# What gateways may hold out of without asking. A lease's row goes when nothing is left to settle.
-leases = Table(
-    "leases",
-    metadata,
-    _id(),
-    Column("organisation_id", String(64), nullable=False),
-    Column("payer_id", String(64), nullable=False, index=True),
-    Column("key_id", String(64), nullable=False),
-    Column("source", String(128), nullable=False, index=True),
-    Column("currency", String(3), nullable=False),
-    Column("amount", Picos, nullable=False),
-    *(Column(name, Text, nullable=False) for name in ("draws", "budget_draws")),
-    *(Column(name, Moment, nullable=False) for name in ("granted_at", "expires_at")),
-    Column("status", String(16), nullable=False),
-    Column("last_event_id", String(64)),
-    CheckConstraint("amount >= 0", name="not_negative"),
-    CheckConstraint("expires_at > granted_at", name="expires_at"),
-    CheckConstraint("status IN ('open', 'recalled', 'drained', 'ended')", name="status"),
-    CheckConstraint("(status = 'ended') = (last_event_id IS NOT NULL)", name="last_event_id"),
     sqlite_with_rowid=False,
 )
 
