@@ -32,7 +32,7 @@ from steelyard.metering.usage import METERS
 from steelyard.money import Currency, read_decimal
 
 ZONE = "Asia/Shanghai"
-ISSUED = datetime(2026, 11, 2, 9, tzinfo=UTC)
+ISSUED = datetime(2026, 11, 2, 9, 0, 0, 123_456, tzinfo=UTC)
 OCTOBER = read_month("2026-10", time_zone=ZONE)
 HOSTILE = "<script>alert(1)</script> #let $x$ *y* \\ [z] 退款"
 LANGUAGES: tuple[Language, ...] = ("en", "zh")

@@ -1,11 +1,12 @@
-"""An invoice as CSV: a row for each line, adjustment, credit and tax; its amounts add up to the
-total of the invoice."""
+"""Invoices and credit notes as CSV: a row for each line, adjustment, credit and tax; the amounts add
+up to the total."""
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from steelyard.billing.credit_note import CreditNote
 from steelyard.billing.invoice import Invoice, InvoiceSection
 from steelyard.money import read_decimal, write_decimal
 
@@ -29,12 +30,12 @@ COLUMNS: Final[Sequence[str]] = (
 Row = dict[str, str]
 
 
-def write_invoice_csv(invoice: Invoice) -> str:
+def write_invoice_csv(rows: Iterable[Row]) -> str:
     """The whole table, with its header; lines end as RFC 4180 says."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
-    for row in invoice_rows(invoice):
+    for row in rows:
         writer.writerow([_harmless(row.get(column, "")) for column in COLUMNS])
     return text.getvalue()
 
@@ -52,6 +53,20 @@ def invoice_rows(invoice: Invoice) -> Iterator[Row]:
                 **row,
             }
     assert total == read_decimal(invoice.total), f"{invoice.number}: {total} is not its total"
+
+
+def credit_note_rows(note: CreditNote) -> Iterator[Row]:
+    """A credit note lowers what its invoice billed, so its amounts are negative."""
+    for kind, amount in (("credit_note", note.net), ("tax", note.tax)):
+        yield {
+            "invoice": note.number,
+            "payer": note.payer,
+            "kind": kind,
+            "amount": _negative(amount),
+            "currency": note.currency,
+            "reference": note.corrects.number,
+            "reason": note.reason,
+        }
 
 
 def _section_rows(section: InvoiceSection) -> Iterator[Row]:

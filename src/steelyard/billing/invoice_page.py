@@ -107,7 +107,7 @@ def make_page(invoice: Invoice, *, language: Language) -> Page:
         organisation=invoice.organisation.name,
         facts=_facts(invoice, words),
         figures=[
-            Fact(words.say(word), f"{_grouped(amount, invoice.currency)} {invoice.currency}")
+            Fact(words.say(word), f"{group_thousands(amount, invoice.currency)} {invoice.currency}")
             for word, amount in figures
         ],
         summary_heading=words.say("summary"),
@@ -122,6 +122,30 @@ def make_page(invoice: Invoice, *, language: Language) -> Page:
     )
 
 
+def tell_day(timestamp: str, time_zone: str, words: Words) -> str:
+    local: datetime = read_timestamp(timestamp).astimezone(load_time_zone(time_zone))
+    return words.day(local.year, local.month, local.day)
+
+
+def align_amounts(amounts: Sequence[str], currency: str) -> list[Cell]:
+    """Amounts of one column, each with the room that its missing decimals would take."""
+    texts = [group_thousands(amount, currency) for amount in amounts]
+    decimals = [len(text.partition(".")[2]) for text in texts]
+    most = max(decimals, default=0)
+    return [
+        Cell(text, ("." if most and not has else "") + "0" * (most - has))
+        for text, has in zip(texts, decimals, strict=True)
+    ]
+
+
+def group_thousands(amount: str, currency: str) -> str:
+    """'-1234.5' as '−1,234.50': thousands apart, no fewer decimals than the minor unit has."""
+    sign, digits = ("−", amount[1:]) if amount.startswith("-") else ("", amount)
+    whole, _, decimals = digits.partition(".")
+    decimals = decimals.ljust(minor_digits(Currency(currency)), "0")
+    return f"{sign}{int(whole):,}" + (f".{decimals}" if decimals else "")
+
+
 def _nothing(invoice: Invoice, words: Words) -> list[str]:
     is_empty = not any(section.lines for section in invoice.sections)
     return [words.say("nothing")] if is_empty else []
@@ -131,7 +155,7 @@ def _facts(invoice: Invoice, words: Words) -> list[Fact]:
     facts = {
         "number": invoice.number,
         "period": _period(invoice, words),
-        "issued": _day(invoice.issued_at, invoice.time_zone, words),
+        "issued": tell_day(invoice.issued_at, invoice.time_zone, words),
         "time_zone": invoice.time_zone,
         "currency": invoice.currency,
         "requests": f"{invoice.requests:,}",
@@ -153,11 +177,6 @@ def _period(invoice: Invoice, words: Words) -> str:
         words.day(start.year, start.month, start.day),
         words.day(last.year, last.month, last.day),
     )
-
-
-def _day(timestamp: str, time_zone: str, words: Words) -> str:
-    local: datetime = read_timestamp(timestamp).astimezone(load_time_zone(time_zone))
-    return words.day(local.year, local.month, local.day)
 
 
 def _section(
@@ -190,7 +209,7 @@ def _sums(invoice: Invoice, section: InvoiceSection, words: Words) -> list[Sum]:
     told = [
         (word, amount) for word, amount in amounts if word in always or read_decimal(amount) != 0
     ]
-    cells = _aligned([amount for _, amount in told], invoice.currency)
+    cells = align_amounts([amount for _, amount in told], invoice.currency)
     return [
         Sum(words.say(word, invoice.tax_percent), cell, word in {"total", "to_pay"})
         for (word, _), cell in zip(told, cells, strict=True)
@@ -211,7 +230,7 @@ def _usage_table(lines: Sequence[InvoiceLine], words: Words, currency: str) -> P
     for _, rows in keyed:
         amounts.append(write_decimal(sum(read_decimal(line.amount) for line in rows)))
         amounts.extend(line.amount for line in rows)
-    cells = iter(_aligned(amounts, currency))
+    cells = iter(align_amounts(amounts, currency))
     groups = [
         Group(
             _heading(rows[0], words),
@@ -250,8 +269,8 @@ def _usage_cells(line: InvoiceLine, words: Words, currency: str) -> list[Cell]:
 def _unit_price(unit_price: str, words: Words, currency: str) -> str:
     picos = read_decimal(unit_price)
     if 0 < picos < SMALL_PRICE:
-        return words.say("per_million", _grouped(write_decimal(picos * MILLION), currency))
-    return _grouped(unit_price, currency)
+        return words.say("per_million", group_thousands(write_decimal(picos * MILLION), currency))
+    return group_thousands(unit_price, currency)
 
 
 def _adjustment_table(
@@ -259,13 +278,13 @@ def _adjustment_table(
 ) -> PageTable:
     """As they change what is to pay: an amount in the payer's favour has a minus sign."""
     columns: dict[str, Callable[[InvoiceAdjustment], str]] = {
-        "date": lambda one: _day(one.booked_at, invoice.time_zone, words),
+        "date": lambda one: tell_day(one.booked_at, invoice.time_zone, words),
         "kind": lambda one: words.adjustment(one.kind),
         "department": lambda one: one.department or "",
         "reason": lambda one: one.reason,
         "reference": lambda one: one.reference,
     }
-    cells = _aligned([_negative(one.amount) for one in adjustments], invoice.currency)
+    cells = align_amounts([_negative(one.amount) for one in adjustments], invoice.currency)
     rows = [
         [*(Cell(tell(one)) for tell in columns.values()), cell]
         for one, cell in zip(adjustments, cells, strict=True)
@@ -277,25 +296,6 @@ def _adjustment_table(
         [*labels, Column(words.say("amount"), "number")],
         [Group(None, None, rows)],
     )
-
-
-def _aligned(amounts: Sequence[str], currency: str) -> list[Cell]:
-    """Amounts of one column, each with the room that its missing decimals would take."""
-    texts = [_grouped(amount, currency) for amount in amounts]
-    decimals = [len(text.partition(".")[2]) for text in texts]
-    most = max(decimals, default=0)
-    return [
-        Cell(text, ("." if most and not has else "") + "0" * (most - has))
-        for text, has in zip(texts, decimals, strict=True)
-    ]
-
-
-def _grouped(amount: str, currency: str) -> str:
-    """'-1234.5' as '−1,234.50': thousands apart, no fewer decimals than the minor unit has."""
-    sign, digits = ("−", amount[1:]) if amount.startswith("-") else ("", amount)
-    whole, _, decimals = digits.partition(".")
-    decimals = decimals.ljust(minor_digits(Currency(currency)), "0")
-    return f"{sign}{int(whole):,}" + (f".{decimals}" if decimals else "")
 
 
 def _negative(amount: str) -> str:

@@ -47,7 +47,7 @@ def write_invoice_pdf(page: Page, *, canonical: str, issued_at: datetime) -> byt
             ignore_system_fonts=True,
             sys_inputs=inputs,
             pdf_standards=[ARCHIVE],
-            timestamp=issued_at,
+            timestamp=issued_at.replace(microsecond=0),
         )
     except RuntimeError as error:
         raise PdfUnwritable(f"{page.number} could not be set: {error}") from error

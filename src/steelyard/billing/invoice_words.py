@@ -27,6 +27,15 @@ _MONTHS: Final = (
 _WORDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
         "invoice": ("Invoice", "账单"),
+        "credit_note": ("Credit note", "贷项通知单"),
+        "corrects": ("Corrects invoice", "更正账单"),
+        "payer": ("Payer", "付款方"),
+        "credited": ("Credited", "贷记金额"),
+        "off_debts": ("Taken off what is owed", "冲抵欠款"),
+        "credited_left": (
+            "Of what the invoice billed this payer, {0} {1} is left.",
+            "该账单向付款方收取的金额尚余 {0} {1}。",
+        ),
         "number": ("Number", "编号"),
         "billed_to": ("Billed to", "客户"),
         "period": ("Period", "账期"),

@@ -41,6 +41,7 @@ COMMAND_TEMPLATES: Final = (
     "record_upstream_cost",
     "credit_upstream_cost",
     "pay_upstream",
+    "credit_note",
 )
 
 
@@ -304,6 +305,18 @@ def pay_upstream(amount: Money, *, upstream: str, command: Command) -> Transacti
         LedgerAccount("clearing", None, amount.currency): amount.picos,
     }
     return _commanded("pay_upstream", upstream, parts, command)
+
+
+def give_back_invoiced(
+    draws: Sequence[Draw], *, payer_id: str, tax: Money, reference: str, command: Command
+) -> Transaction:
+    """A credit note gives back what an invoice billed: so much of it is tax, the rest was revenue."""
+    total = sum(draw.picos for draw in draws)
+    assert 0 <= tax.picos <= total, f"{tax} is no part of {total} picos"
+    parts = _returned(draws, payer_id, tax.currency)
+    parts[LedgerAccount("tax", None, tax.currency)] = -tax.picos
+    parts[LedgerAccount("revenue", None, tax.currency)] = tax.picos - total
+    return _commanded("credit_note", reference, parts, command)
 
 
 def _give(

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
@@ -12,14 +12,12 @@ from steelyard.app.stores import Stores
 from steelyard.billing.billing_period import PeriodMalformed, month_of, read_month
 from steelyard.billing.invoice import Invoice, InvoiceSection, read_invoice
 from steelyard.billing.invoice_books import IssuedInvoice
-from steelyard.billing.invoice_csv import write_invoice_csv
-from steelyard.billing.invoice_html import write_invoice_html
-from steelyard.billing.invoice_page import make_page
-from steelyard.billing.invoice_pdf import write_invoice_pdf
 from steelyard.billing.invoice_words import Language
 from steelyard.billing.period_closing import close_period, draft_invoice
 from steelyard.billing.statement import Period
+from steelyard.entrypoints.cli.credit_notes import credit_note, credit_note_row, show_credit_note
 from steelyard.entrypoints.cli.funds import IdOption, ReasonOption, command_of
+from steelyard.entrypoints.cli.invoice_formats import Format, render
 from steelyard.entrypoints.cli.output import (
     JsonFlag,
     console,
@@ -42,10 +40,11 @@ PeriodOption = Annotated[
 ]
 FromOption = Annotated[str | None, typer.Option("--from", help="RFC 3339, instead of a month.")]
 ToOption = Annotated[str | None, typer.Option("--to", help="RFC 3339, instead of a month.")]
-Format = Literal["json", "csv", "html", "pdf"]
 
 
 def register(application: typer.Typer) -> None:
+    example = 'Example: `steelyard invoice credit-note acme-0001 --amount 5 --reason "agreed"`'
+    invoices.command("credit-note", epilog=example)(credit_note)
     application.add_typer(invoices, name="invoice")
 
 
@@ -99,6 +98,9 @@ def show_invoice(invoice: InvoiceArgument, json: JsonFlag = False) -> None:
     """Show an invoice; with --json the document whose hash is its id, for reading."""
     with stores_opened() as stores:
         issued = stores.invoices.find(invoice)
+    if issued.kind == "credit_note":
+        show_credit_note(issued, as_json=json, title=f"credit note {issued.number}")
+        return
     _show(read_invoice(issued.canonical), issued, as_json=json, title=f"invoice {issued.number}")
 
 
@@ -116,24 +118,12 @@ def export(
     """Write an invoice: the canonical JSON whose hash is its id, or a rendering of it."""
     with stores_opened() as stores:
         issued = stores.invoices.find(invoice)
-    written = _render(issued, file_format, language)
+    written = render(issued, file_format, language=language)
     if out is None:
         typer.echo(written, nl=False)
         return
     out.write_bytes(written)
     console.print(Text(f"{issued.number} written to {out}", style="green"))
-
-
-def _render(issued: IssuedInvoice, file_format: Format, language: Language) -> bytes:
-    if file_format == "json":
-        return issued.canonical.encode()
-    invoice = read_invoice(issued.canonical)
-    if file_format == "csv":
-        return write_invoice_csv(invoice).encode()
-    page = make_page(invoice, language=language)
-    if file_format == "html":
-        return write_invoice_html(page).encode()
-    return write_invoice_pdf(page, canonical=issued.canonical, issued_at=issued.issued_at)
 
 
 def _read_period(
@@ -187,6 +177,8 @@ def _own_payers(stores: Stores, organisation: Organisation) -> list[str]:
 
 
 def _row(issued: IssuedInvoice) -> dict[str, Any]:
+    if issued.kind == "credit_note":
+        return credit_note_row(issued)
     document = read_invoice(issued.canonical)
     return {
         "number": issued.number,

@@ -26,7 +26,12 @@ from steelyard.timestamp import read_timestamp, write_timestamp
 
 EXIT_DIFFERENCES = 2
 # Some kinds of transaction under the names that a statement has for them.
-COMMAND_NAMES = {"top_up": "top_ups", "refund_usage": "refunds", "charge_usage": "corrections"}
+COMMAND_NAMES = {
+    "top_up": "top_ups",
+    "refund_usage": "refunds",
+    "charge_usage": "corrections",
+    "credit_note": "credit_notes",
+}
 
 
 def register(application: typer.Typer) -> None:
