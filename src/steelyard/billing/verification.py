@@ -23,6 +23,7 @@ from steelyard.billing.event_checks import (
 )
 from steelyard.billing.hourly_sums import read_charges
 from steelyard.billing.invariant_check import Check
+from steelyard.billing.invoice_checks import InvoiceAudit, InvoiceCheck
 from steelyard.billing.ledger_checks import (
     TransactionCheck,
     check_balances,
@@ -98,6 +99,8 @@ class Audit(Protocol):
 
     def quarantined_hashes(self) -> frozenset[bytes]: ...
 
+    def invoice_audit(self) -> InvoiceAudit: ...
+
     def period_ends(self) -> Mapping[str, frozenset[str]]:
         """Where closed periods end, by organisation."""
         ...
@@ -134,17 +137,19 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
 
     `progress` hears of records as they are done.
     """
-    decisions, accounts = audit.decisions(), audit.accounts()
+    decisions, accounts, grants = audit.decisions(), audit.accounts(), audit.grants()
     replay = ReplayCheck(
-        grants=audit.grants(),
+        grants=grants,
         adjustments=audit.adjustments(),
         chargebacks=audit.chargebacks(),
         decisions=decisions,
     )
+    invoices = InvoiceCheck(audit.invoice_audit(), grants)
     transactions = TransactionCheck()
     for transaction in audit.transactions():
         transactions.see(transaction)
         replay.see_transaction(transaction)
+        invoices.see_transaction(transaction)
     documents = audit.price_documents()
     hours, budgets = HourCheck(), BudgetCheck(decisions)
     checks: list[EventCheck] = [
@@ -154,6 +159,7 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
         CountCheck(documents),
         hours,
         budgets,
+        invoices,
     ]
     log = LogCheck(audit.positions(), audit.quarantined_hashes())
     effects = EffectCheck()

@@ -38,6 +38,7 @@ from steelyard.metering.event_segment import SegmentUnreadable, unpack_bodies
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.storage import schema
 from steelyard.storage.database import Database
+from steelyard.storage.invoice_audit import SqlInvoiceAudit
 from steelyard.storage.lease_unit import SqlLeaseUnit
 from steelyard.storage.ledger_unit import hold_of
 from steelyard.storage.seal import SEALED_TABLES, seal_row, seal_transaction
@@ -221,6 +222,9 @@ class SqlAuditSnapshot:
     def quarantined_hashes(self) -> frozenset[bytes]:
         rows = self._connection.execute(select(schema.quarantined_events.c.content_hash))
         return frozenset(bytes.fromhex(row.content_hash) for row in rows)
+
+    def invoice_audit(self) -> SqlInvoiceAudit:
+        return SqlInvoiceAudit(self._connection)
 
     def period_ends(self) -> Mapping[str, frozenset[str]]:
         invoices = schema.invoices
