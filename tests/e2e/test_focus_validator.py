@@ -4,6 +4,7 @@ import csv
 import re
 import subprocess
 from collections.abc import Generator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
+from steelyard.billing.billing_period import read_month
+from steelyard.billing.period_closing import close_period
 from steelyard.billing.refund import refund_event
 from steelyard.entrypoints.cli.main import application
 from steelyard.settings import read_settings
@@ -30,7 +33,7 @@ APPLICABLE = (
     "TAGGING_SUPPORTED",
 )
 # The rules contradict each other: one wants every InvoiceId empty, the other none, both without the
-# condition that their text has. Each file breaks exactly one of them.
+# condition that their text has. Each file breaks exactly one of them: of a closed period the first.
 CONTRADICTORY = {"InvoiceId-C-004-C", "InvoiceId-C-005-C"}
 
 
@@ -97,6 +100,21 @@ def test_focus_1_2_passes_the_validator_of_the_foundation(
 
     assert broken == {"InvoiceId-C-005-C"}
     assert broken < CONTRADICTORY
+
+
+def test_an_invoiced_period_passes_both_validators(
+    validators: Path, books: FundWorld, tmp_path: Path
+) -> None:
+    acme = replace(books.acme, tax_ppm=190_000)
+    period = read_month("2026-11", time_zone="UTC")
+    books.clock.moment = period.end + timedelta(minutes=1)
+    close_period(books.books, acme, period=period, command=books.command())
+    old, new = (export(tmp_path, version=v, file_format="csv") for v in ("1.2", "1.4"))
+
+    broken, linted = broken_rules(validators, old), lint(validators, new)
+
+    assert broken == {"InvoiceId-C-004-C"}
+    assert linted.returncode == 0, linted.stdout
 
 
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])

@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Final, Literal
 
 from steelyard.access.tenant import Organisation
-from steelyard.billing.export_lines import AdjustmentLine
+from steelyard.billing.bill_lines import BillLine
+from steelyard.billing.export_lines import AdjustmentLine, ExportLine
 from steelyard.billing.usage_line import UsageLine
 from steelyard.money import write_decimal
 from steelyard.timestamp import write_timestamp
@@ -40,22 +41,42 @@ USAGE_COLUMNS: Final[Sequence[Column]] = (
     Column("used_from", "moment"),
     Column("billed_from", "moment"),
     Column("reference"),
+    Column("invoice"),
 )
 
 
 def usage_rows(
-    organisation: Organisation, lines: Iterable[UsageLine | AdjustmentLine]
+    organisation: Organisation, lines: Iterable[ExportLine], *, invoice: str | None = None
 ) -> Iterator[tuple[ExportRow, int]]:
     """Each row with the picos that it adds to the bill."""
     for line in lines:
-        row = _adjustment_row(line) if isinstance(line, AdjustmentLine) else _usage_row(line)
-        named = {"organisation": organisation.name, "currency": organisation.currency}
+        named = {
+            "organisation": organisation.name,
+            "currency": organisation.currency,
+            "invoice": invoice,
+        }
+        row = _row(line)
         yield {**named, **row}, line.picos
 
 
 def write_moment(moment: datetime) -> str:
     """RFC 3339 in UTC, with a fraction of a second only where there is one."""
     return write_timestamp(moment).replace(".000000Z", "Z")
+
+
+def _row(line: ExportLine) -> ExportRow:
+    if isinstance(line, UsageLine):
+        return _usage_row(line)
+    return _adjustment_row(line) if isinstance(line, AdjustmentLine) else _bill_row(line)
+
+
+def _bill_row(line: BillLine) -> ExportRow:
+    return {
+        "kind": line.kind,
+        "department": line.department,
+        "amount": write_decimal(line.picos),
+        "reference": line.invoice,
+    }
 
 
 def _usage_row(line: UsageLine) -> ExportRow:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from steelyard.access.tenant import Organisation
+from steelyard.billing.bill_lines import BillLine
 from steelyard.billing.fund_books import AdjustmentKind
 from steelyard.billing.statement import Period
 from steelyard.billing.usage_line import UsageLine
@@ -36,6 +37,9 @@ class AdjustmentLine:
     billed_at: datetime
     corrects_earlier: bool
     picos: int
+
+
+ExportLine = UsageLine | AdjustmentLine | BillLine
 
 
 class ExportSnapshot(Protocol):
@@ -75,6 +79,14 @@ class ExportSum:
     @property
     def total(self) -> Money:
         return Money(self.picos, self.currency)
+
+    def expect_invoiced(self, total: int) -> None:
+        """What the invoice says; raises ExportDisagrees."""
+        if self.picos != total:
+            raise ExportDisagrees(
+                f"the rows add up to {self.total}, the invoice to "
+                f"{Money(total, self.currency)}; run 'steelyard verify'"
+            )
 
     def expect(self, billed: int) -> None:
         """Raises ExportDisagrees."""

@@ -1,6 +1,7 @@
 """Rows of FOCUS, the FinOps Open Cost and Usage Specification: its dataset Cost and Usage.
 
-One row for each path, meter, price and hour, and one for each adjustment. A quantity times its
+One row for each path, meter, price and hour, and one for each adjustment; of a closed period also
+those that make the rows add up to its invoice. A quantity times its
 price is the cost, to the last pico: nothing is rounded here.
 """
 
@@ -12,8 +13,9 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from steelyard.access.tenant import Organisation
+from steelyard.billing.bill_lines import BillKind, BillLine
 from steelyard.billing.export_columns import Column, ColumnKind, ExportRow, write_moment
-from steelyard.billing.export_lines import AdjustmentLine
+from steelyard.billing.export_lines import AdjustmentLine, ExportLine
 from steelyard.billing.statement import Period
 from steelyard.billing.usage_line import UsageLine
 from steelyard.metering.usage import (
@@ -60,6 +62,15 @@ ADJUSTMENT_DESCRIPTIONS: Final = MappingProxyType(
         "correction": "Correction",
         "re_rating": "Usage priced again",
         "suspense": "Usage decided on after it was in doubt",
+    }
+)
+# Category and description of what an invoice has beside usage and adjustments.
+BILL_CATEGORIES: Final[Mapping[BillKind, tuple[str, str]]] = MappingProxyType(
+    {
+        "not_covered": ("Adjustment", "Usage beyond what was held, not charged"),
+        "promotional_credit": ("Credit", "Paid from promotional credit"),
+        "tax": ("Tax", "Tax"),
+        "rounding": ("Adjustment", "Rounding, brought and carried forward"),
     }
 )
 
@@ -141,15 +152,19 @@ def focus_columns(version: FocusVersion) -> list[Column]:
     return [*sorted(columns, key=lambda c: c.name), *(Column(name) for name in _OURS)]
 
 
-def focus_rows(
-    bill: FocusBill, lines: Iterable[UsageLine | AdjustmentLine]
-) -> Iterator[tuple[ExportRow, int]]:
+def focus_rows(bill: FocusBill, lines: Iterable[ExportLine]) -> Iterator[tuple[ExportRow, int]]:
     """Each row with the picos of its BilledCost."""
     always = _always(bill)
     for line in lines:
-        is_usage = isinstance(line, UsageLine)
-        row = _usage_row(bill, line) if is_usage else _adjustment_row(bill, line)
-        yield {**always, **_costs(line.picos), **row}, line.picos
+        yield {**always, **_costs(line.picos), **_row(bill, line)}, line.picos
+
+
+def _row(bill: FocusBill, line: ExportLine) -> ExportRow:
+    if isinstance(line, UsageLine):
+        return _usage_row(bill, line)
+    return (
+        _adjustment_row(bill, line) if isinstance(line, AdjustmentLine) else _bill_row(bill, line)
+    )
 
 
 def _always(bill: FocusBill) -> ExportRow:
@@ -229,6 +244,22 @@ def _adjustment_row(bill: FocusBill, line: AdjustmentLine) -> ExportRow:
         "SubAccountName": line.department,
         "x_Department": line.department,
         "x_Reference": line.reference,
+    }
+
+
+def _bill_row(bill: FocusBill, line: BillLine) -> ExportRow:
+    """It is about the whole period."""
+    category, description = BILL_CATEGORIES[line.kind]
+    return {
+        "ChargeCategory": category,
+        "ChargeDescription": description,
+        "ChargeFrequency": "One-Time",
+        "ChargePeriodStart": write_moment(bill.period.start),
+        "ChargePeriodEnd": write_moment(bill.period.end),
+        "SubAccountId": line.department_id,
+        "SubAccountName": line.department,
+        "x_Department": line.department,
+        "x_Reference": line.invoice,
     }
 
 

@@ -116,20 +116,21 @@ class SqlInvoiceReports:
         return [_issued(row) for row in self.connection.execute(query)]
 
     def _names(self, organisation_id: str) -> dict[int, tuple[str, str, str, str, str]]:
-        """Payer, department, project, key and model of every path."""
+        """Payer, department, project, key and model of every path; none is left out for want of a
+        name."""
         projects, keys = schema.projects, schema.virtual_keys
         query = (
             select(
                 _paths.c.id,
                 _paths.c.payer_id,
-                _departments.c.name.label("department"),
+                func.coalesce(_departments.c.name, _paths.c.department_id).label("department"),
                 func.coalesce(projects.c.name, "").label("project"),
-                keys.c.name.label("key"),
+                func.coalesce(keys.c.name, _paths.c.key_id).label("key"),
                 _paths.c.model,
             )
-            .join(_departments, _departments.c.id == _paths.c.department_id)
+            .outerjoin(_departments, _departments.c.id == _paths.c.department_id)
             .outerjoin(projects, projects.c.id == _paths.c.project_id)
-            .join(keys, keys.c.id == _paths.c.key_id)
+            .outerjoin(keys, keys.c.id == _paths.c.key_id)
             .where(_paths.c.organisation_id == organisation_id)
         )
         return {
