@@ -32,6 +32,7 @@ from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.serve import Gateway
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
+from steelyard.gateway.upstreams.habits import ENGINE
 from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
 from steelyard.ids import new_id
 from steelyard.pricing.price_book import PriceVersion
@@ -46,6 +47,7 @@ class GatewayParts:
     keys: KeyDirectory
     catalog: ModelCatalog
     idempotency: Idempotency
+    stores: Stores
 
 
 @asynccontextmanager
@@ -98,6 +100,7 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
             KeyDirectory(keys, stores.pepper),
             catalog,
             Idempotency(answers, wait_s=settings.idempotency_wait_s),
+            stores,
         )
         tasks.cancel_scope.cancel()
     await anyio.to_thread.run_sync(audit.close)
@@ -163,6 +166,7 @@ def _engine(settings: Settings) -> OpenAIHttpUpstream:
         "engine",
         settings.engine_address,
         count_source="engine",
+        habits=ENGINE,
         connect_timeout_s=settings.upstream_connect_timeout_s,
         between_bytes_timeout_s=settings.upstream_read_timeout_s,
         connections_max=settings.upstream_connections_max,

@@ -5,15 +5,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-import msgspec
-
 from steelyard.billing.event_rating import EventNotRateable, calls_are_priced, rate_record
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS
 from steelyard.billing.invariant_check import Check
 from steelyard.billing.settlement_matrix import MATRIX
 from steelyard.billing.stored_event import HourRow, ReplayedEvent
 from steelyard.ledger.hold import read_budget_draws, read_draws
-from steelyard.metering.upstream_usage import OpenAIUsage, translate_openai_usage
+from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import CALL, TOKEN_METERS
 from steelyard.metering.usage_event import UsageEvent, write_meters
 from steelyard.money import read_decimal
@@ -161,9 +159,9 @@ class CountCheck:
         if MATRIX[decoded.data.end_cause] != "reported":
             return
         raw = decoded.data.upstream_usage
-        reported = (
-            translate_openai_usage(msgspec.json.decode(raw, type=OpenAIUsage)) if raw else None
-        )
+        reported = read_upstream_usage(raw) if raw else None
+        if reported:
+            reported = reported.folded(decoded.data.meters)
         if reported and reported.counts and self._are_calls_priced(decoded):
             reported = reported.with_one(CALL)
         self._check.expect(

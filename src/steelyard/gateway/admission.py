@@ -2,14 +2,14 @@
 
 import asyncio
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from steelyard import __version__
 from steelyard.access.rate_limit import RequestRateLimit
 from steelyard.access.virtual_key import VirtualKey
-from steelyard.billing.authorization import affordable_output_tokens, highest_charge
+from steelyard.billing.authorization import affordable_output_tokens, highest_charge_within
 from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.billing.hold_desk import HoldDesk
@@ -22,12 +22,23 @@ from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PinnedPrices, PriceDirectory
 from steelyard.gateway.refusals import NotEnoughMoney, OverBudget, PromptTooLong
 from steelyard.gateway.upstreams.base import ServedModel, Upstream
-from steelyard.gateway.workloads.asked import Asked
+from steelyard.gateway.workloads.asked import Asked, Limits, Way
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.token_bound import input_tokens_lower_bound, input_tokens_upper_bound
-from steelyard.metering.usage_event import OpenedRecord
+from steelyard.metering.usage import (
+    CALL,
+    INPUT_AUDIO_TOKENS,
+    INPUT_IMAGE_TOKENS,
+    INPUT_TEXT,
+    OUTPUT_AUDIO_TOKENS,
+    OUTPUT_IMAGE_TOKENS,
+    OUTPUT_TEXT,
+    text_usage,
+)
+from steelyard.metering.usage_event import CountSource, OpenedRecord
 from steelyard.money import Money
+from steelyard.pricing.rating import rate_usage
 from steelyard.timestamp import write_timestamp
 
 
@@ -48,6 +59,7 @@ class Admitted:
     key: VirtualKey
     model: ServedModel
     upstream: Upstream
+    way: Way
     pinned: PinnedPrices
     opened: OpenedRecord
     hold: Hold
@@ -58,11 +70,27 @@ class Admitted:
     requests_remaining: int
 
     def upstream_body(self) -> bytes:
-        return self.asked.upstream_body(
+        each = self.output_tokens_max // max(1, self.asked.choice_count)
+        return self.way.upstream_body(
             model=self.model.id,
-            input_tokens_max=self.input_tokens_max,
-            output_tokens_max=self.output_tokens_max,
+            is_streamed=self.asked.is_streamed,
+            limits=Limits(self.input_tokens_max, each),
+            habits=self.upstream.habits,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a prompt has in tokens and costs alone, and what it costs at most with its answer."""
+
+    model: ServedModel
+    pinned: PinnedPrices
+    count_source: CountSource
+    input_tokens: int
+    input_tokens_max: int
+    output_tokens_max: int
+    prompt_cost: Money
+    highest_cost: Money
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +99,25 @@ class _Route:
 
     model: ServedModel
     upstream: Upstream
+    way: Way
     pinned: PinnedPrices
 
     async def count(self, asked: Asked) -> int:
-        """Exactly as many tokens as the model will see."""
-        return await self.upstream.count_prompt_tokens(asked.count_body(model=self.model.id))
+        """Exactly as many tokens as the model will see, but for those that are no text."""
+        body = self.way.count_body(model=self.model.id)
+        counted = await self.upstream.count_prompt_tokens(self.way.path, body)
+        return counted + asked.size.extra_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """The tokens that a request may use at most; `is_exact` where the prompt was counted."""
+    """The tokens that a request may use at most, all choices together; `is_exact` where the prompt
+    was counted."""
 
     input_tokens: int
     output_tokens: int
     is_exact: bool
+    extra_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +136,7 @@ class Admission:
     async def admit(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Admitted:
         """Raises one of the refusals, with nothing held, or returns with the money held."""
         self.outbox.check()
-        per_minute = key.requests_per_minute
-        if per_minute is None:
-            per_minute = self.limits.requests_per_minute
+        per_minute = self._per_minute(key)
         remaining = self.rate_limit.admit(key.id, per_minute=per_minute)
         route = self._route(asked, key)
         bound = await self._bound(asked, key, route)
@@ -119,6 +150,7 @@ class Admission:
             key=key,
             model=route.model,
             upstream=route.upstream,
+            way=route.way,
             pinned=route.pinned,
             opened=opened,
             hold=hold,
@@ -130,18 +162,50 @@ class Admission:
             requests_remaining=remaining,
         )
 
+    async def quote(self, asked: Asked, key: VirtualKey) -> Quote:
+        """Count and price a prompt; refuses as `admit` does, and holds nothing."""
+        self.rate_limit.admit(key.id, per_minute=self._per_minute(key))
+        route = self._route(asked, key)
+        prices, currency = route.pinned.prices, route.pinned.currency
+        count = await route.count(asked)
+        output = self._output_tokens(asked, route)
+        bound = _Bound(count, output, is_exact=True, extra_tokens=asked.size.extra_tokens)
+        usage = text_usage(input_tokens=count, output_tokens=0)
+        return Quote(
+            model=route.model,
+            pinned=route.pinned,
+            count_source=route.upstream.count_source,
+            input_tokens=count,
+            input_tokens_max=self._input_tokens_max(key),
+            output_tokens_max=output,
+            prompt_cost=rate_usage(usage, prices=prices, currency=currency).total,
+            highest_cost=_highest(bound, route.pinned),
+        )
+
+    def _per_minute(self, key: VirtualKey) -> int:
+        own = key.requests_per_minute
+        return self.limits.requests_per_minute if own is None else own
+
+    def _input_tokens_max(self, key: VirtualKey) -> int:
+        return (
+            self.limits.input_tokens_max if key.input_tokens_max is None else key.input_tokens_max
+        )
+
+    def _output_tokens(self, asked: Asked, route: _Route) -> int:
+        """The longest answer, all choices together."""
+        wanted = asked.output_tokens_max or self.limits.output_tokens_default
+        return min(wanted, route.model.context_tokens_max) * asked.choice_count
+
     def _route(self, asked: Asked, key: VirtualKey) -> _Route:
         model, upstream = self.catalog.find(asked.model)
+        way = asked.way_over(upstream.habits.paths)
         pinned = self.prices.pin(model.id, organisation=key.department.organisation)
-        return _Route(model, upstream, pinned)
+        return _Route(model, upstream, way, pinned)
 
     async def _bound(self, asked: Asked, key: VirtualKey, route: _Route) -> _Bound:
         """Bytes bound the tokens of most prompts; only one near the limit is counted."""
-        limit = key.input_tokens_max
-        if limit is None:
-            limit = self.limits.input_tokens_max
-        wanted = asked.output_tokens_max or self.limits.output_tokens_default
-        output = min(wanted, route.model.context_tokens_max)
+        limit = self._input_tokens_max(key)
+        output = self._output_tokens(asked, route)
         at_least = input_tokens_lower_bound(asked.size, facts=route.model.tokenizer)
         if at_least > limit:
             raise PromptTooLong(
@@ -149,11 +213,11 @@ class Admission:
             )
         at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
         if at_most is not None and at_most <= limit:
-            return _Bound(at_most, output, is_exact=False)
+            return _Bound(at_most, output, is_exact=False, extra_tokens=asked.size.extra_tokens)
         count = await route.count(asked)
         if count > limit:
             raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are allowed")
-        return _Bound(count, output, is_exact=True)
+        return _Bound(count, output, is_exact=True, extra_tokens=asked.size.extra_tokens)
 
     def _open(
         self, asked: Asked, key: VirtualKey, route: _Route, *, request_id: str
@@ -192,15 +256,16 @@ class Admission:
         except (HoldDeclined, BudgetExceeded) as error:
             declined = error
         if not bound.is_exact:
-            bound = _Bound(await route.count(asked), bound.output_tokens, is_exact=True)
+            bound = replace(bound, input_tokens=await route.count(asked), is_exact=True)
             try:
                 return await self._place(opened, bound, pinned), bound
             except (HoldDeclined, BudgetExceeded) as error:
                 declined = error
-        affordable = _affordable(declined, bound, pinned)
+        affordable = _affordable(declined, bound, pinned) // max(1, asked.choice_count)
         if asked.output_tokens_max is not None or affordable < 1:
             raise _too_little(declined, affordable, bound, pinned) from declined
-        bound = _Bound(bound.input_tokens, min(affordable, bound.output_tokens), is_exact=True)
+        shortened = min(affordable * asked.choice_count, bound.output_tokens)
+        bound = replace(bound, output_tokens=shortened)
         try:
             return await self._place(opened, bound, pinned), bound
         except (HoldDeclined, BudgetExceeded) as error:
@@ -264,9 +329,20 @@ def _too_little(
 
 
 def _highest(bound: _Bound, pinned: PinnedPrices) -> Money:
-    return highest_charge(
-        input_tokens=bound.input_tokens,
-        output_tokens=bound.output_tokens,
-        prices=pinned.prices,
-        currency=pinned.currency,
-    )
+    """What these tokens cost at their dearest, should they be sound or images where those have a
+    price of their own."""
+    prices = pinned.prices
+    families = {INPUT_TEXT: bound.input_tokens, OUTPUT_TEXT: bound.output_tokens, CALL: 1}
+    others = {
+        INPUT_AUDIO_TOKENS: bound.extra_tokens,
+        INPUT_IMAGE_TOKENS: bound.extra_tokens,
+        OUTPUT_AUDIO_TOKENS: bound.output_tokens,
+        OUTPUT_IMAGE_TOKENS: bound.output_tokens,
+    }
+    # Work that writes nothing needs no price for what is written.
+    counts_max = {
+        family: count
+        for family, count in families.items()
+        if (count and family != CALL) or prices.bearer_of(family)
+    } | {family: count for family, count in others.items() if count and prices.bearer_of(family)}
+    return highest_charge_within(counts_max, prices=prices, currency=pinned.currency)

@@ -11,6 +11,7 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.event_draft import close_record
 from steelyard.gateway.prices import PinnedPrices
+from steelyard.gateway.workloads.answer import PricedUsage
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import CALL, Usage
 from steelyard.metering.usage_event import EndCause
@@ -32,6 +33,10 @@ class Closed:
     @property
     def total(self) -> Money:
         return self.charge.total
+
+    @property
+    def priced(self) -> PricedUsage:
+        return PricedUsage(self.usage, self.total, self.event_id)
 
 
 async def close_attempt(
@@ -57,7 +62,11 @@ async def close_attempt(
 
 
 def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
-    """What a usage is charged as, and what that costs."""
+    """What a usage is charged as, and what that costs.
+
+    Tokens of sound and images that the price book does not name cost what text costs.
+    """
+    usage = usage.folded({meter for meter in usage.counts if pinned.prices.bearer_of(meter)})
     if usage.counts and pinned.prices.bearer_of(CALL):
         usage = usage.with_one(CALL)
     return usage, rate_usage(usage, prices=pinned.prices, currency=pinned.currency)

@@ -34,3 +34,8 @@ class EventStreamReader:
 def write_event(payload: bytes) -> bytes:
     """One event with one line of data."""
     return b"data: " + payload + b"\n\n"
+
+
+def write_named_event(name: str, payload: bytes) -> bytes:
+    """One event with a name and one line of data."""
+    return b"event: " + name.encode() + b"\ndata: " + payload + b"\n\n"

@@ -93,13 +93,17 @@ class PriceDirectory:
             "no price book is in force yet; publish one with 'steelyard price publish FILE'"
         )
 
+    def version(self, sha256: str) -> PriceVersion | None:
+        """A published version, whether it is in force or not."""
+        return next((one for one in self.snapshot.copy if one.sha256 == sha256), None)
+
     def pinned(self, sha256: str, *, model: str, at: datetime) -> PinnedPrices:
         """The prices that were pinned before, by their version; raises PriceNotFound."""
-        found = [version for version in self.snapshot.copy if version.sha256 == sha256]
-        listed = self._entry(found[0], model) if found else None
-        if listed is None:
+        version = self.version(sha256)
+        listed = self._entry(version, model) if version else None
+        if version is None or listed is None:
             raise PriceNotFound(f"the price version {sha256} does not price the model {model!r}")
-        return PinnedPrices(found[0], listed, listed.at(at), at)
+        return PinnedPrices(version, listed, listed.at(at), at)
 
     def _in_force(self, organisation: Organisation, now: datetime) -> Iterator[PriceVersion]:
         scopes = [AppliesTo("organisation", organisation.name)]

@@ -31,7 +31,7 @@ from steelyard.gateway.upstreams.base import (
 )
 from steelyard.ledger.hold import Hold
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.upstream_usage import OpenAIUsage, translate_openai_usage
+from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import NO_USAGE
 from steelyard.metering.usage_event import OpenedRecord
 from steelyard.timestamp import read_timestamp
@@ -43,7 +43,6 @@ LOOK_AGAIN_S = 0.5
 CAUSE = "gateway_crashed"
 
 _opened_decoder = msgspec.json.Decoder(OpenedRecord)
-_usage_decoder = msgspec.json.Decoder(OpenAIUsage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +111,7 @@ class Recovery:
 
     def _logged_draft(self, hold: Hold, logged: LoggedAttempt) -> EventDraft:
         opened = _opened_decoder.decode(hold.opened)
-        produced = translate_openai_usage(_usage_decoder.decode(logged.usage))
+        produced = read_upstream_usage(logged.usage) or NO_USAGE
         # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
         delivered = produced if opened.is_streamed and produced.output_tokens else NO_USAGE
         meter = AnswerMeter(reported=produced, delivered=delivered, raw_usage=logged.usage)

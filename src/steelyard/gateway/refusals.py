@@ -31,6 +31,12 @@ class ModelNotFound(Refusal):
     code = "model_not_found"
 
 
+class SurfaceNotServed(Refusal):
+    """The model's server does not do this kind of work."""
+
+    code = "surface_not_served"
+
+
 class PromptTooLong(Refusal):
     """The prompt has more tokens than are allowed."""
 

@@ -5,11 +5,10 @@ the hold, exactly one usage event closes it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import anyio
-import msgspec
 import structlog
 
 from steelyard.access.virtual_key import VirtualKey
@@ -20,21 +19,18 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, Admitted
 from steelyard.gateway.closing import Closed, close_attempt
 from steelyard.gateway.disconnecting import HeldBackClient
-from steelyard.gateway.event_stream import write_event
+from steelyard.gateway.recent_usage import RecentUsage
 from steelyard.gateway.relay import (
-    DONE,
     Client,
     ClientLeft,
-    StreamEnd,
     UpstreamRefused,
-    WholeAnswer,
     relay_stream,
     relay_whole,
 )
 from steelyard.gateway.upstream_audit import UpstreamAudit
+from steelyard.gateway.workloads.answer import Answer
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage import Usage
 from steelyard.metering.usage_event import EndCause
 from steelyard.money import write_decimal
 
@@ -63,14 +59,14 @@ class Gateway:
     outbox: Outbox
     clock: Clock
     audit: UpstreamAudit | None = None
+    recent: RecentUsage = field(default_factory=RecentUsage)
 
 
 @dataclass(slots=True)
 class _Relayed:
-    """How the relay ended."""
+    """An answer, and how its relay ended."""
 
-    whole: WholeAnswer | None = None
-    end: StreamEnd | None = None
+    answer: Answer
     refused: UpstreamRefused | None = None
     failure: Failure | None = None
     is_over: bool = False
@@ -82,7 +78,7 @@ async def serve(
     """Serve one request from admission to the last byte; refusals are raised to the edge."""
     admitted = await gateway.admission.admit(asked, key, request_id=request_id)
     meter = AnswerMeter()
-    relayed = _Relayed()
+    relayed = _Relayed(admitted.way.open_answer())
     closed: Closed | EventLogUnavailable | None = None
     try:
         await _relay_until_client_leaves(gateway, admitted, meter, client, relayed)
@@ -114,17 +110,15 @@ async def _relay_until_client_leaves(
         if not held_back.leave():
             tasks.cancel_scope.cancel()
 
-    now = gateway.clock.now
+    now, answer = gateway.clock.now, relayed.answer
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watch)
         try:
             if admitted.asked.is_streamed:
                 headers = _headers(admitted)
-                relayed.end = await relay_stream(
-                    admitted, meter, held_back, headers=headers, now=now
-                )
+                await relay_stream(admitted, answer, meter, held_back, headers=headers, now=now)
             else:
-                relayed.whole = await relay_whole(admitted, meter, now=now)
+                await relay_whole(admitted, answer, meter, now=now)
         except ClientLeft:
             log.info("client.left", request_id=admitted.opened.request_id)
         except UpstreamRefused as refused:
@@ -148,6 +142,7 @@ async def _close(
         )
     except EventLogUnavailable as failure:
         return failure
+    gateway.recent.add(admitted, closed)
     _log_served(admitted, closed)
     if gateway.audit is not None:
         gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
@@ -194,36 +189,14 @@ async def _end(
         if not admitted.asked.is_streamed:
             raise relayed.failure
         await client.fail_stream(relayed.failure)
-    elif relayed.whole:
-        fields: dict[str, Any] = dict(relayed.whole.fields)
-        fields["usage"] = priced_usage(fields.get("usage"), closed)
+    elif not admitted.asked.is_streamed:
         headers = {**_headers(admitted), "x-steelyard-cost": write_decimal(closed.total.picos)}
-        await client.answer(msgspec.json.encode(fields), headers)
-    elif relayed.end:
-        if admitted.asked.wants_usage and relayed.end.usage_chunk:
-            chunk = relayed.end.usage_chunk
-            priced = {**chunk, "usage": priced_usage(chunk["usage"], closed)}
-            await client.send(write_event(msgspec.json.encode(priced)))
-        await client.send(write_event(DONE))
-
-
-def priced_usage(raw: msgspec.Raw | None, closed: Closed) -> dict[str, Any]:
-    """The upstream's usage block with the price on it."""
-    block = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if raw else {}
-    return {
-        **(block or _plain_usage(closed.usage)),
-        "cost": write_decimal(closed.total.picos),
-        "currency": closed.total.currency,
-        "event_id": closed.event_id,
-    }
-
-
-def _plain_usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.input_tokens,
-        "completion_tokens": usage.output_tokens,
-        "total_tokens": usage.input_tokens + usage.output_tokens,
-    }
+        await client.answer(relayed.answer.write_whole(closed.priced), headers)
+    else:
+        for event in relayed.answer.write_end(
+            closed.priced, wants_usage=admitted.asked.wants_usage
+        ):
+            await client.send(event)
 
 
 def _headers(admitted: Admitted) -> dict[str, str]:

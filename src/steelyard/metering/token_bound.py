@@ -25,12 +25,14 @@ class PromptSize:
     """The size of a prompt before anybody tokenized it.
 
     `kept_bytes` is the part of the text that every template keeps: what users said, without the
-    white space around it. `message_count` is zero where no template is applied.
+    white space around it. `message_count` is zero where no template is applied. `extra_tokens` are
+    for what is no text of the client's: images, sound, and what a template writes around tools.
     """
 
     text_bytes: int
     kept_bytes: int
     message_count: int
+    extra_tokens: int = 0
 
 
 def input_tokens_upper_bound(size: PromptSize, *, facts: TokenizerFacts) -> int | None:
@@ -38,9 +40,9 @@ def input_tokens_upper_bound(size: PromptSize, *, facts: TokenizerFacts) -> int 
     if not facts.is_byte_level:
         return None
     if not size.message_count:
-        return size.text_bytes + facts.special_tokens_added
+        return size.text_bytes + facts.special_tokens_added + size.extra_tokens
     template = facts.template_tokens_base + facts.template_tokens_per_message * size.message_count
-    return size.text_bytes + template
+    return size.text_bytes + template + size.extra_tokens
 
 
 def input_tokens_lower_bound(size: PromptSize, *, facts: TokenizerFacts) -> int:

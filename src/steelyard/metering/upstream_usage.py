@@ -1,17 +1,27 @@
 """Translates an upstream's usage block into our disjoint meters, once, at the edge.
 
-OpenAI's shape is inclusive: prompt_tokens contains the cached ones and completion_tokens contains
-the reasoning ones (https://platform.openai.com/docs/api-reference/chat/object).
+OpenAI's blocks are inclusive: prompt_tokens contains the cached ones and completion_tokens the
+reasoning ones (https://platform.openai.com/docs/api-reference/chat/object). Anthropic's are
+exclusive: input_tokens are those that no cache was involved in
+(https://docs.claude.com/en/api/messages).
 """
 
 import msgspec
 
 from steelyard.errors import Failure
 from steelyard.metering.usage import (
+    INPUT_AUDIO_TOKENS,
+    INPUT_AUDIO_TOKENS_CACHE_READ,
+    INPUT_IMAGE_TOKENS,
     INPUT_TEXT,
     INPUT_TEXT_CACHE_READ,
+    INPUT_TEXT_CACHE_WRITE,
+    INPUT_TEXT_CACHE_WRITE_1H,
+    OUTPUT_AUDIO_TOKENS,
+    OUTPUT_IMAGE_TOKENS,
     OUTPUT_TEXT,
     OUTPUT_TEXT_REASONING,
+    SEARCH,
     Usage,
 )
 
@@ -22,34 +32,165 @@ class UpstreamUsageMalformed(Failure):
     code = "upstream_usage_malformed"
 
 
-class PromptDetails(msgspec.Struct):
+class InputDetails(msgspec.Struct):
+    """What a prompt was made of; the last two names are those of other OpenAI-shaped servers."""
+
     cached_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_creation_tokens: int | None = None
 
 
-class CompletionDetails(msgspec.Struct):
+class OutputDetails(msgspec.Struct):
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class OpenAIUsage(msgspec.Struct):
     """The usage block of OpenAI-compatible servers; counts in tokens."""
 
     prompt_tokens: int
-    completion_tokens: int = 0
-    prompt_tokens_details: PromptDetails | None = None
-    completion_tokens_details: CompletionDetails | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: InputDetails | None = None
+    completion_tokens_details: OutputDetails | None = None
+    # DeepSeek's name of the cached tokens.
+    prompt_cache_hit_tokens: int | None = None
+
+
+class ResponsesUsage(msgspec.Struct):
+    """The same counts as OpenAI's Responses API names them."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputDetails | None = None
+    output_tokens_details: OutputDetails | None = None
+
+
+class CacheCreation(msgspec.Struct):
+    ephemeral_5m_input_tokens: int | None = None
+    ephemeral_1h_input_tokens: int | None = None
+
+
+class ServerToolUse(msgspec.Struct):
+    web_search_requests: int | None = None
+
+
+class AnthropicUsage(msgspec.Struct):
+    """Anthropic's usage block; the counts are disjoint already."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation: CacheCreation | None = None
+    server_tool_use: ServerToolUse | None = None
+
+
+class _Shape(msgspec.Struct):
+    """Enough of a block to tell which of the three it is."""
+
+    prompt_tokens: int | None = None
+    total_tokens: int | None = None
+
+
+_shape_decoder = msgspec.json.Decoder(_Shape | None)
+_openai_decoder = msgspec.json.Decoder(OpenAIUsage)
+_responses_decoder = msgspec.json.Decoder(ResponsesUsage)
+_anthropic_decoder = msgspec.json.Decoder(AnthropicUsage)
+
+
+def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
+    """The usage that a block states, whichever of the three shapes it has; None for `null`.
+
+    Raises UpstreamUsageMalformed.
+    """
+    try:
+        shape = _shape_decoder.decode(raw)
+        if shape is None:
+            return None
+        if shape.prompt_tokens is not None:
+            return translate_openai_usage(_openai_decoder.decode(raw))
+        if shape.total_tokens is not None:
+            return translate_responses_usage(_responses_decoder.decode(raw))
+        return translate_anthropic_usage(_anthropic_decoder.decode(raw))
+    except msgspec.ValidationError as error:
+        raise UpstreamUsageMalformed("the model's server sent a usage we cannot read") from error
 
 
 def translate_openai_usage(block: OpenAIUsage) -> Usage:
     """Split inclusive totals into disjoint meters; a negative part is refused."""
-    prompt, completion = block.prompt_tokens_details, block.completion_tokens_details
-    cached = (prompt.cached_tokens or 0) if prompt else 0
-    reasoning = (completion.reasoning_tokens or 0) if completion else 0
-    counts = {
-        INPUT_TEXT: block.prompt_tokens - cached,
-        INPUT_TEXT_CACHE_READ: cached,
-        OUTPUT_TEXT: block.completion_tokens - reasoning,
-        OUTPUT_TEXT_REASONING: reasoning,
-    }
+    details = block.prompt_tokens_details or InputDetails()
+    cached = details.cached_tokens
+    if cached is None:
+        cached = block.prompt_cache_hit_tokens or 0
+    return _disjoint(
+        block.prompt_tokens,
+        block.completion_tokens or 0,
+        cached=cached,
+        details=details,
+        output=block.completion_tokens_details or OutputDetails(),
+    )
+
+
+def translate_responses_usage(block: ResponsesUsage) -> Usage:
+    """Split inclusive totals into disjoint meters; a negative part is refused."""
+    details = block.input_tokens_details or InputDetails()
+    return _disjoint(
+        block.input_tokens,
+        block.output_tokens,
+        cached=details.cached_tokens or 0,
+        details=details,
+        output=block.output_tokens_details or OutputDetails(),
+    )
+
+
+def translate_anthropic_usage(block: AnthropicUsage) -> Usage:
+    """Name disjoint counts by our meters; a count that says it is a part of more is refused."""
+    written = block.cache_creation_input_tokens or 0
+    hour = (block.cache_creation.ephemeral_1h_input_tokens or 0) if block.cache_creation else 0
+    searches = (block.server_tool_use.web_search_requests or 0) if block.server_tool_use else 0
+    return _usage(
+        {
+            INPUT_TEXT: block.input_tokens or 0,
+            INPUT_TEXT_CACHE_READ: block.cache_read_input_tokens or 0,
+            INPUT_TEXT_CACHE_WRITE: written - hour,
+            INPUT_TEXT_CACHE_WRITE_1H: hour,
+            OUTPUT_TEXT: block.output_tokens or 0,
+            SEARCH: searches,
+        }
+    )
+
+
+def _disjoint(
+    prompt: int, completion: int, *, cached: int, details: InputDetails, output: OutputDetails
+) -> Usage:
+    audio, image = details.audio_tokens or 0, details.image_tokens or 0
+    written = details.cache_write_tokens or details.cache_creation_tokens or 0
+    # Cached tokens and tokens of sound are both parts of the prompt, and may be the same ones:
+    # as many as there is no room for otherwise.
+    both = min(max(0, cached + audio + image + written - prompt), cached, audio)
+    reasoning = output.reasoning_tokens or 0
+    spoken, drawn = output.audio_tokens or 0, output.image_tokens or 0
+    return _usage(
+        {
+            INPUT_TEXT: prompt - cached - audio - image - written + both,
+            INPUT_TEXT_CACHE_READ: cached - both,
+            INPUT_TEXT_CACHE_WRITE: written,
+            INPUT_AUDIO_TOKENS: audio - both,
+            INPUT_AUDIO_TOKENS_CACHE_READ: both,
+            INPUT_IMAGE_TOKENS: image,
+            OUTPUT_TEXT: completion - reasoning - spoken - drawn,
+            OUTPUT_TEXT_REASONING: reasoning,
+            OUTPUT_AUDIO_TOKENS: spoken,
+            OUTPUT_IMAGE_TOKENS: drawn,
+        }
+    )
+
+
+def _usage(counts: dict[str, int]) -> Usage:
     if min(counts.values()) < 0:
         raise UpstreamUsageMalformed(f"usage with a negative part: {counts}")
     return Usage({meter: count for meter, count in counts.items() if count})

@@ -1,6 +1,7 @@
 """Usage: whole counts per meter. Meters are disjoint, so a sum over them counts nothing twice."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -98,6 +99,23 @@ class Usage:
     def of_prompt(self) -> "Usage":
         """The part of it that was read, without what was written."""
         return Usage({m: count for m, count in self.counts.items() if m in INPUT_TOKENS})
+
+    def folded(self, named: Container[str]) -> "Usage":
+        """The same usage in named meters only: tokens of a meter that is not named are text.
+
+        A search that is not named has no price, and is the operator's own affair.
+        """
+        counts: Counter[str] = Counter()
+        for meter, count in self.counts.items():
+            if meter in named:
+                counts[meter] += count
+            elif meter in INPUT_TOKENS:
+                counts[INPUT_TEXT] += count
+            elif meter in OUTPUT_TOKENS:
+                counts[OUTPUT_TEXT] += count
+            elif meter != SEARCH:
+                counts[meter] += count
+        return Usage(dict(counts))
 
     @property
     def input_tokens(self) -> int:

@@ -19,6 +19,7 @@ from steelyard.entrypoints.cli import (
     prices_import,
     re_ratings,
     refunds,
+    rehearsal,
     reports,
     services,
     suspense,
@@ -68,6 +69,7 @@ def root(
 
 for module in (
     services,
+    rehearsal,
     tenants,
     funds,
     invoices,

@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 import structlog
 
+from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
 from steelyard.clock import unix_seconds
 from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
@@ -15,28 +16,24 @@ from steelyard.entrypoints.openai_api.error_answer import (
     EndpointNotFound,
     InternalError,
     MethodNotAllowed,
-    error_body,
     error_headers,
     status_of,
 )
-from steelyard.errors import Refusal, SteelyardError
+from steelyard.entrypoints.openai_api.key_answers import (
+    balance_document,
+    models_document,
+    quote_document,
+    usage_document,
+)
+from steelyard.entrypoints.openai_api.surfaces import COUNTED, SERVED
+from steelyard.errors import SteelyardError
 from steelyard.gateway.idempotency import Place, read_key
 from steelyard.gateway.serve import serve
-from steelyard.gateway.workloads.asked import Asked, digest_request
-from steelyard.gateway.workloads.chat import parse_chat
-from steelyard.gateway.workloads.completion import parse_completion
-from steelyard.gateway.workloads.generate import parse_generate, plain_answer
+from steelyard.gateway.workloads.asked import digest_request
 from steelyard.ids import new_id
 
 log = structlog.get_logger()
 
-Parse = Callable[[bytes], Asked]
-WORKLOADS: Final[Mapping[str, Parse]] = {
-    "/v1/chat/completions": parse_chat,
-    "/v1/completions": parse_completion,
-    "/generate": parse_generate,
-}
-RESHAPES: Final[Mapping[str, Callable[[bytes], bytes]]] = {"/generate": plain_answer}
 REQUEST_ID_CHARACTERS_MAX: Final = 128
 
 
@@ -83,25 +80,26 @@ class GatewayApplication:
 
     async def _route(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
         path, method = scope["path"], scope["method"]
-        if path in WORKLOADS:
+        surface = SERVED.get(path)
+        if surface is not None:
+            client.errors = surface.errors
             _expect(method, "POST")
             await self._serve(path, client, request_id)
-            return
-        simple = self._simple_routes().get(path)
-        if simple is None:
-            raise EndpointNotFound(f"there is nothing at {path}")
-        _expect(method, "GET")
-        await simple(client)
-
-    def _simple_routes(self) -> dict[str, Callable[[AsgiClient], Awaitable[None]]]:
-        return {"/v1/models": self._models, "/health": self._health}
+        elif path in COUNTED:
+            client.errors = COUNTED[path].errors
+            _expect(method, "POST")
+            await self._count(path, client, request_id)
+        elif path == "/health":
+            _expect(method, "GET")
+            await self._health(client)
+        else:
+            await self._tell(path, method, client, request_id)
 
     async def _serve(self, path: str, client: AsgiClient, request_id: str) -> None:
         parts = self._running_parts()
-        key = await parts.keys.find(client.headers.get("authorization"))
+        key = await parts.keys.find(authorization_of(client.headers))
         body = await client.read_body(bytes_max=self._body_bytes_max)
-        asked = WORKLOADS[path](body)
-        client.reshape = RESHAPES.get(path)
+        asked = SERVED[path].parse(body)
         name = read_key(client.headers)
         if name is None:
             await serve(parts.gateway, asked, key, client, request_id=request_id)
@@ -118,28 +116,32 @@ class GatewayApplication:
         if asked.is_streamed and client.has_started:
             await client.finish()
 
-    async def _models(self, client: AsgiClient) -> None:
+    async def _count(self, path: str, client: AsgiClient, request_id: str) -> None:
+        """Count a prompt and answer nothing else."""
         parts = self._running_parts()
-        key = await parts.keys.find(client.headers.get("authorization"))
-        organisation = key.department.organisation
-        prices = parts.gateway.admission.prices
-        listed: list[dict[str, Any]] = []
-        for model in parts.catalog.models():
-            entry: dict[str, Any] = {
-                "id": model.id,
-                "object": "model",
-                "created": self._created,
-                "owned_by": model.upstream,
-                "max_model_len": model.context_tokens_max,
-                "tokenizer_sha256": model.tokenizer.sha256,
-            }
-            try:
-                entry["pricing"] = prices.pin(model.id, organisation=organisation).as_document()
-            except Refusal as refusal:
-                entry["pricing"] = None
-                entry["pricing_missing"] = str(refusal)
-            listed.append(entry)
-        await client.answer(msgspec.json.encode({"object": "list", "data": listed}), {})
+        key = await parts.keys.find(authorization_of(client.headers))
+        body = await client.read_body(bytes_max=self._body_bytes_max)
+        quote = await parts.gateway.admission.quote(COUNTED[path].parse(body), key)
+        document = quote_document(quote)
+        await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
+
+    async def _tell(self, path: str, method: str, client: AsgiClient, request_id: str) -> None:
+        """What a key may ask about itself."""
+        tell = self._find_answer(path)
+        _expect(method, "GET")
+        parts = self._running_parts()
+        key = await parts.keys.find(authorization_of(client.headers))
+        document = await tell(parts, key)
+        await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
+
+    def _find_answer(self, path: str) -> Callable[[GatewayParts, VirtualKey], Awaitable[Any]]:
+        if path == "/v1/balance":
+            return balance_document
+        if path.startswith("/v1/usage/"):
+            return lambda parts, key: usage_document(parts, key, path)
+        if path == "/v1/models" or path.startswith("/v1/models/"):
+            return lambda parts, key: models_document(parts, key, path, created=self._created)
+        raise EndpointNotFound(f"there is nothing at {path}")
 
     async def _health(self, client: AsgiClient) -> None:
         is_ready = bool(self._running_parts().catalog.models())
@@ -156,7 +158,15 @@ async def _answer_error(client: AsgiClient, error: SteelyardError, request_id: s
     log.info("request.refused", request_id=request_id, status=status, code=error.code)
     if not client.has_started:
         headers = {"x-request-id": request_id, **error_headers(error)}
-        await client.answer(error_body(error), headers, status=status)
+        await client.answer(client.errors.body(error), headers, status=status)
+
+
+def authorization_of(headers: Mapping[str, str]) -> str | None:
+    """The key as OpenAI's clients send it, or as Anthropic's do."""
+    given = headers.get("authorization")
+    if given is None and "x-api-key" in headers:
+        return f"Bearer {headers['x-api-key']}"
+    return given
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

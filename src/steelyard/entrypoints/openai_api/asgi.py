@@ -6,9 +6,10 @@ from typing import Any
 
 import anyio
 
-from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge, error_body
+from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge
+from steelyard.entrypoints.openai_api.error_shape import ErrorShape
+from steelyard.entrypoints.openai_api.surfaces import OPENAI
 from steelyard.errors import Failure
-from steelyard.gateway.event_stream import write_event
 from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 
@@ -29,8 +30,8 @@ class AsgiClient:
     receive: Receive
     send_message: Send
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    errors: ErrorShape = OPENAI
     has_started: bool = False
-    reshape: Callable[[bytes], bytes] | None = None
 
     async def read_body(self, *, bytes_max: int) -> bytes:
         """The whole body; raises BodyTooLarge before it is taken in, and InvalidRequest."""
@@ -76,8 +77,6 @@ class AsgiClient:
         await self.send_message({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def answer(self, body: bytes, headers: Mapping[str, str], *, status: int = 200) -> None:
-        if self.reshape is not None and status == 200:
-            body = self.reshape(body)
         length = (b"content-length", str(len(body)).encode())
         await self._start(status, [JSON_TYPE, length, *_encode(headers)])
         await self.send_message({"type": "http.response.body", "body": body, "more_body": False})
@@ -88,12 +87,14 @@ class AsgiClient:
         retry_after = refused.answer.retry_after
         if retry_after:
             headers = {**headers, "retry-after": retry_after}
-        await self.answer(refused.answer.body, headers, status=refused.answer.status)
+        status = refused.answer.status
+        body = self.errors.refusal(refused.answer.body, status=status)
+        await self.answer(body, headers, status=status)
 
     async def fail_stream(self, failure: Failure) -> None:
         if not self.has_started:
             raise failure
-        await self.send(write_event(error_body(failure)))
+        await self.send(self.errors.event(failure))
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.has_started = True

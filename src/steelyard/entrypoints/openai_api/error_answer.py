@@ -20,6 +20,7 @@ from steelyard.gateway.refusals import (
     NotEnoughMoney,
     OverBudget,
     PromptTooLong,
+    SurfaceNotServed,
 )
 from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
 from steelyard.metering.upstream_usage import UpstreamUsageMalformed
@@ -44,6 +45,13 @@ class EndpointNotFound(Refusal):
     code = "endpoint_not_found"
 
 
+class EventNotFound(Refusal):
+    """There is no such usage event of your organisation's. One that another gateway made a moment
+    ago appears once it is settled."""
+
+    code = "event_not_found"
+
+
 class MethodNotAllowed(Refusal):
     """This address takes another method."""
 
@@ -58,7 +66,9 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     NotEnoughMoney: 402,
     OverBudget: 402,
     ModelNotFound: 404,
+    SurfaceNotServed: 404,
     EndpointNotFound: 404,
+    EventNotFound: 404,
     MethodNotAllowed: 405,
     IdempotencyConflict: 409,
     IdempotencyKeyReused: 422,

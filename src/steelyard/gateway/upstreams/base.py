@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from steelyard.errors import Failure
+from steelyard.gateway.upstreams.habits import Habits
 from steelyard.metering.token_bound import TokenizerFacts
 from steelyard.metering.usage_event import CountSource
 
@@ -70,13 +71,15 @@ class Upstream(Protocol):
 
     name: str
     count_source: CountSource
+    habits: Habits
 
     async def models(self) -> list[ServedModel]:
         """What it serves now; raises UpstreamUnavailable."""
         ...
 
-    async def count_prompt_tokens(self, body: bytes) -> int:
-        """Exactly as many tokens as the model would see; raises UpstreamUnavailable."""
+    async def count_prompt_tokens(self, path: str, body: bytes) -> int:
+        """Exactly as many tokens as the model would see, asked at this path; raises
+        UpstreamUnavailable."""
         ...
 
     async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:

@@ -19,6 +19,7 @@ from steelyard.gateway.upstreams.base import (
     UpstreamFailed,
     UpstreamUnavailable,
 )
+from steelyard.gateway.upstreams.habits import Habits
 from steelyard.metering.token_bound import TokenizerFacts
 from steelyard.metering.usage_event import CountSource
 
@@ -82,12 +83,14 @@ class OpenAIHttpUpstream:
         url: str,
         *,
         count_source: CountSource,
+        habits: Habits,
         connect_timeout_s: float,
         between_bytes_timeout_s: float,
         connections_max: int,
     ) -> None:
         self.name = name
         self.count_source: CountSource = count_source
+        self.habits = habits
         self._url = url.rstrip("/")
         self._timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=connect_timeout_s, sock_read=between_bytes_timeout_s
@@ -119,7 +122,8 @@ class OpenAIHttpUpstream:
             raise UpstreamFailed(f"{self.name} lists its models in a way we cannot read") from error
         return [self._served(model) for model in listed.data]
 
-    async def count_prompt_tokens(self, body: bytes) -> int:
+    async def count_prompt_tokens(self, path: str, body: bytes) -> int:
+        del path
         answer = await self._call("POST", "/tokenize", body)
         return msgspec.json.decode(answer.body, type=_Count).count
 

@@ -16,6 +16,7 @@ from steelyard.gateway.upstreams.base import (
     UpstreamFailed,
     UpstreamUnavailable,
 )
+from steelyard.gateway.upstreams.habits import ENGINE, Habits
 from steelyard.metering.token_bound import TokenizerFacts
 from steelyard.metering.usage_event import CountSource
 
@@ -56,6 +57,7 @@ class ScriptedUpstream:
     model: str = "scripted"
     name: str = "scripted"
     count_source: CountSource = "provider"
+    habits: Habits = ENGINE
     context_tokens_max: int = 8192
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     cancelled_count: int = 0
@@ -65,8 +67,8 @@ class ScriptedUpstream:
         self._check_presence()
         return [ServedModel(self.model, self.name, self.context_tokens_max, True, FACTS)]
 
-    async def count_prompt_tokens(self, body: bytes) -> int:
-        del body
+    async def count_prompt_tokens(self, path: str, body: bytes) -> int:
+        del path, body
         self._check_presence()
         return self.script.prompt_tokens
 

@@ -1,57 +1,107 @@
 """What was asked, in the few words that the gateway needs; the rest passes through untouched."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from steelyard.gateway.refusals import InvalidJson, InvalidRequest
+from steelyard.gateway.refusals import InvalidJson, InvalidRequest, SurfaceNotServed
+from steelyard.gateway.upstreams.habits import Habits
+from steelyard.gateway.workloads.answer import Answer
 from steelyard.metering.token_bound import PromptSize
 
 Fields = Mapping[str, msgspec.Raw]
 T = TypeVar("T")
+RUNNING_USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
+CHOICES_MAX: Final = 128
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A request for text, whichever door it came through.
+class Limits:
+    """What an upstream may read and write for one request, in tokens; the answer's is of each
+    choice."""
 
-    `prompt_fields` are those that the upstream needs to count the prompt's tokens.
+    input_tokens_max: int
+    output_tokens_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One protocol in which a request can be put to an upstream, and its answer read.
+
+    `fields` translates only when it is called: most ways are never taken.
+    """
+
+    path: str
+    fields: Callable[[], Mapping[str, Any]]
+    open_answer: Callable[[], Answer]
+    prompt_fields: Sequence[str] = ()
+    limit_field: str | None = "max_tokens"
+    takes_stream_options: bool = True
+
+    def prepared(self) -> "Way":
+        """The same way, translated once, and before anything is held: it may refuse."""
+        fields = self.fields()
+        return replace(self, fields=lambda: fields)
+
+    def upstream_body(
+        self, *, model: str, is_streamed: bool, limits: Limits, habits: Habits
+    ) -> bytes:
+        """The request as the upstream gets it: bounded by what is held, usage always asked for."""
+        body: dict[str, Any] = {**self.fields(), "model": model}
+        if self.limit_field is not None:
+            body.pop("max_completion_tokens", None)
+            body.pop("max_tokens", None)
+            body[habits.limit_fields.get(self.path, self.limit_field)] = limits.output_tokens_max
+        if habits.takes_prompt_bound:
+            body["max_prompt_tokens"] = limits.input_tokens_max
+        if self.takes_stream_options:
+            body.pop("stream_options", None)
+            if is_streamed:
+                body["stream_options"] = (
+                    RUNNING_USAGE if habits.has_running_usage else {"include_usage": True}
+                )
+        return msgspec.json.encode(body)
+
+    def count_body(self, *, model: str) -> bytes:
+        """What the upstream needs to count the prompt's tokens."""
+        fields = self.fields()
+        chosen = {name: fields[name] for name in self.prompt_fields if name in fields}
+        return msgspec.json.encode({**chosen, "model": model})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request, whichever door it came through; the ways to ask it, the best one first.
+
+    `output_tokens_max` is the limit on each choice; of work without output there are no choices.
     """
 
     endpoint: str
-    upstream_path: str
     model: str | None
     size: PromptSize
-    prompt_fields: Mapping[str, Any]
-    fields: Mapping[str, Any]
     output_tokens_max: int | None
     is_streamed: bool
     wants_usage: bool
     request_digest: str
+    ways: Sequence[Way]
+    choice_count: int = 1
     # The client can ask for the answer again (Idempotency-Key): it is kept.
     is_repeatable: bool = False
 
-    def upstream_body(self, *, model: str, input_tokens_max: int, output_tokens_max: int) -> bytes:
-        """The request as the upstream gets it: bounded by what is held, usage always asked for."""
-        bounded: dict[str, Any] = {
-            **self.fields,
-            "model": model,
-            "max_tokens": output_tokens_max,
-            "max_prompt_tokens": input_tokens_max,
-        }
-        bounded.pop("max_completion_tokens", None)
-        bounded.pop("stream_options", None)
-        if self.is_streamed:
-            bounded["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-        return msgspec.json.encode(bounded)
-
-    def count_body(self, *, model: str) -> bytes:
-        return msgspec.json.encode({**self.prompt_fields, "model": model})
+    def way_over(self, paths: frozenset[str]) -> Way:
+        """The best way over what an upstream serves; raises SurfaceNotServed."""
+        for way in self.ways:
+            if way.path in paths:
+                return way.prepared()
+        raise SurfaceNotServed(
+            f"the model {self.model!r} is not served at {self.endpoint}; "
+            f"its server takes {', '.join(sorted(paths))}"
+        )
 
 
 class StreamOptions(msgspec.Struct):
@@ -59,24 +109,40 @@ class StreamOptions(msgspec.Struct):
 
 
 class CommonFields(msgspec.Struct):
-    """The fields that every text endpoint shares."""
+    """The fields that every text endpoint of OpenAI's shares."""
 
     model: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    n: int | None = None
 
     def output_tokens_max(self) -> int | None:
-        """The limit on the answer that the client set, if it set one."""
-        name = "max_completion_tokens" if self.max_completion_tokens is not None else "max_tokens"
-        limit = getattr(self, name)
-        if limit is not None and limit < 1:
-            raise InvalidRequest(f"{name} must be at least 1, got {limit}", parameter=name)
-        return limit
+        """The limit on each choice that the client set, if it set one."""
+        if self.max_completion_tokens is not None:
+            return read_limit(self.max_completion_tokens, parameter="max_completion_tokens")
+        return read_limit(self.max_tokens, parameter="max_tokens")
 
     def wants_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
+
+
+def read_limit(limit: int | None, *, parameter: str) -> int | None:
+    """A limit as it was set, if it was; raises InvalidRequest for one below 1."""
+    if limit is not None and limit < 1:
+        message = f"{parameter} must be at least 1, got {limit}"
+        raise InvalidRequest(message, parameter=parameter)
+    return limit
+
+
+def read_choice_count(*counts: int | None, parameter: str) -> int:
+    """How many answers are made at most; raises InvalidRequest."""
+    most = max(count if count is not None else 1 for count in counts)
+    if not 1 <= most <= CHOICES_MAX:
+        message = f"{parameter} must be from 1 to {CHOICES_MAX}, got {most}"
+        raise InvalidRequest(message, parameter=parameter)
+    return most
 
 
 def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
@@ -87,7 +153,7 @@ def read_fields(body: bytes) -> dict[str, msgspec.Raw]:
         raise InvalidJson(f"the body is not a JSON object: {error}") from error
 
 
-def read_typed(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
+def read_typed(body: bytes | msgspec.Raw, decoder: msgspec.json.Decoder[T]) -> T:
     """The fields that a workload looks at; raises InvalidRequest with the field's name."""
     try:
         return decoder.decode(body)

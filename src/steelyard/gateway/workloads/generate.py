@@ -3,15 +3,19 @@
 import msgspec
 
 from steelyard.gateway.refusals import EmptyPrompt, InvalidRequest
+from steelyard.gateway.upstreams.habits import CHAT
+from steelyard.gateway.workloads.answer import PricedUsage
 from steelyard.gateway.workloads.asked import (
     Asked,
+    Way,
     count_utf8_bytes,
     digest_request,
     read_fields,
+    read_limit,
     read_typed,
 )
-from steelyard.gateway.workloads.chat import ENDPOINT as CHAT_PATH
 from steelyard.gateway.workloads.chat import single_message
+from steelyard.gateway.workloads.openai_answer import OpenAIAnswer
 from steelyard.metering.token_bound import PromptSize
 
 ENDPOINT = "/generate"
@@ -60,37 +64,40 @@ def parse_generate(body: bytes) -> Asked:
     text_bytes = count_utf8_bytes(typed.prompt, parameter="prompt")
     if not text_bytes:
         raise EmptyPrompt("prompt must have some text", parameter="prompt")
-    limit = typed.max_new_tokens
-    if limit is not None and limit < 1:
-        message = f"max_new_tokens must be at least 1, got {limit}"
-        raise InvalidRequest(message, parameter="max_new_tokens")
     messages = single_message(typed.prompt)
     passed = {name: raw for name, raw in fields.items() if name not in {"prompt", "max_new_tokens"}}
+    asked_as_chat = {**passed, "messages": messages}
+    way = Way(
+        path=CHAT,
+        fields=lambda: asked_as_chat,
+        open_answer=PlainAnswer,
+        prompt_fields=("messages",),
+    )
     return Asked(
         endpoint=ENDPOINT,
-        upstream_path=CHAT_PATH,
         model=typed.model,
         size=PromptSize(text_bytes + len("user"), len(typed.prompt.strip().encode()), 1),
-        prompt_fields={"messages": messages},
-        fields={**passed, "messages": messages},
-        output_tokens_max=limit,
+        output_tokens_max=read_limit(typed.max_new_tokens, parameter="max_new_tokens"),
         is_streamed=False,
         wants_usage=True,
         request_digest=digest_request(body),
+        ways=(way,),
     )
 
 
-def plain_answer(body: bytes) -> bytes:
+class PlainAnswer(OpenAIAnswer):
     """A chat answer in the shape of this door."""
-    answer = _answer_decoder.decode(body)
-    choice = answer.choices[0]
-    plain: dict[str, object] = {
-        "response": choice.message.content or "",
-        "model": answer.model,
-        "finish_reason": choice.finish_reason,
-        "usage": answer.usage,
-    }
-    if choice.token_ids is not None:
-        plain["token_ids"] = choice.token_ids
-        plain["prompt_token_ids"] = answer.prompt_token_ids
-    return msgspec.json.encode(plain)
+
+    def write_whole(self, priced: PricedUsage) -> bytes:
+        answer = _answer_decoder.decode(super().write_whole(priced))
+        choice = answer.choices[0]
+        plain: dict[str, object] = {
+            "response": choice.message.content or "",
+            "model": answer.model,
+            "finish_reason": choice.finish_reason,
+            "usage": answer.usage,
+        }
+        if choice.token_ids is not None:
+            plain["token_ids"] = choice.token_ids
+            plain["prompt_token_ids"] = answer.prompt_token_ids
+        return msgspec.json.encode(plain)

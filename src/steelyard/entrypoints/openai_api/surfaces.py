@@ -1,0 +1,56 @@
+"""The doors of the gateway: which path takes which work, and how its errors are told."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from steelyard.entrypoints.anthropic_api.error_answer import AnthropicErrors
+from steelyard.entrypoints.openai_api.error_shape import ErrorShape, OpenAIErrors, ResponsesErrors
+from steelyard.gateway.refusals import InvalidRequest
+from steelyard.gateway.workloads.asked import Asked, read_fields
+from steelyard.gateway.workloads.chat import parse_chat
+from steelyard.gateway.workloads.completion import parse_completion
+from steelyard.gateway.workloads.embedding import parse_embedding
+from steelyard.gateway.workloads.generate import parse_generate
+from steelyard.gateway.workloads.messages import parse_countable_messages, parse_messages
+from steelyard.gateway.workloads.responses import parse_response
+
+Parse = Callable[[bytes], Asked]
+OPENAI: Final = OpenAIErrors()
+ANTHROPIC: Final = AnthropicErrors()
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """A path that takes work."""
+
+    parse: Parse
+    errors: ErrorShape = OPENAI
+
+
+def parse_countable(body: bytes) -> Asked:
+    """A prompt in any of OpenAI's shapes, to be counted and not answered."""
+    fields = read_fields(body)
+    for name, parse in COUNTABLE.items():
+        if name in fields:
+            return parse(body)
+    raise InvalidRequest(f"give {', '.join(COUNTABLE)}: the prompt that is to be counted")
+
+
+COUNTABLE: Final[Mapping[str, Parse]] = {
+    "messages": parse_chat,
+    "prompt": parse_completion,
+    "input": parse_response,
+}
+SERVED: Final[Mapping[str, Surface]] = {
+    "/v1/chat/completions": Surface(parse_chat),
+    "/v1/completions": Surface(parse_completion),
+    "/v1/embeddings": Surface(parse_embedding),
+    "/v1/responses": Surface(parse_response, ResponsesErrors()),
+    "/v1/messages": Surface(parse_messages, ANTHROPIC),
+    "/generate": Surface(parse_generate),
+}
+COUNTED: Final[Mapping[str, Surface]] = {
+    "/v1/tokenize": Surface(parse_countable),
+    "/v1/messages/count_tokens": Surface(parse_countable_messages, ANTHROPIC),
+}

@@ -1,0 +1,29 @@
+"""What sets one kind of server apart from the next: which paths it has, and what it puts up with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+CHAT: Final = "/v1/chat/completions"
+COMPLETIONS: Final = "/v1/completions"
+EMBEDDINGS: Final = "/v1/embeddings"
+RESPONSES: Final = "/v1/responses"
+MESSAGES: Final = "/v1/messages"
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How a kind of server is spoken to.
+
+    `limit_fields` names the field that limits an answer, by path, where it is not the usual one.
+    `has_running_usage` says that it can report usage after each chunk of a stream.
+    `takes_prompt_bound` says that it refuses a prompt above `max_prompt_tokens`.
+    """
+
+    paths: frozenset[str] = frozenset({CHAT, COMPLETIONS})
+    has_running_usage: bool = False
+    limit_fields: Mapping[str, str] = field(default_factory=dict[str, str])
+    takes_prompt_bound: bool = False
+
+
+ENGINE: Final = Habits(has_running_usage=True, takes_prompt_bound=True)
