@@ -1,6 +1,13 @@
-"""Server-sent events, read from bytes that may be cut anywhere (WHATWG HTML, section 9.2)."""
+"""Server-sent events, read from bytes that may be cut anywhere (WHATWG HTML, section 9.2).
 
-EVENT_BYTES_MAX = 4 * 1024 * 1024
+Two things we do otherwise, for the sake of servers that err: an event without its empty line counts
+when the stream ends, and one without data is nothing.
+"""
+
+from typing import Final
+
+EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class EventTooLong(Exception):
@@ -11,24 +18,59 @@ class EventStreamReader:
     """Takes bytes as they come and gives the data of each event that is complete."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._line: list[bytes] = []
         self._data: list[bytes] = []
+        self._size = 0
+        self._has_read_a_line = False
+        self._ended_with_return = False
 
     def feed(self, received: bytes) -> list[bytes]:
         """The payloads that these bytes complete; comments and other fields are dropped."""
-        lines = (self._rest + received).replace(b"\r\n", b"\n").split(b"\n")
-        # A carriage return at the end may be half of a line end: it waits with the rest.
-        self._rest = lines.pop()
-        if len(self._rest) > EVENT_BYTES_MAX:
-            raise EventTooLong
+        if self._ended_with_return and received:
+            # A line feed here is the second half of a line end that has been seen already.
+            self._ended_with_return = False
+            received = received.removeprefix(b"\n")
+        if b"\r" in received:
+            self._ended_with_return = received.endswith(b"\r")
+            received = received.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if b"\n" not in received:
+            self._keep(received)
+            return []
+        first, *lines = received.split(b"\n")
+        self._line.append(first)
+        lines.insert(0, b"".join(self._line))
+        self._line.clear()
+        rest = lines.pop()
         payloads: list[bytes] = []
         for line in lines:
-            if line.startswith(b"data:"):
-                self._data.append(line[5:].removeprefix(b" "))
-            elif not line and self._data:
-                payloads.append(b"\n".join(self._data))
-                self._data = []
+            self._read_line(line, payloads)
+        self._size = sum(map(len, self._data))
+        self._keep(rest)
         return payloads
+
+    def end(self) -> list[bytes]:
+        """The payload of an event that the end of the stream cut short of its empty line."""
+        return self.feed(b"\n\n")
+
+    def _keep(self, piece: bytes) -> None:
+        self._line.append(piece)
+        self._size += len(piece)
+        if self._size > EVENT_BYTES_MAX:
+            raise EventTooLong
+
+    def _read_line(self, line: bytes, payloads: list[bytes]) -> None:
+        if not self._has_read_a_line:
+            self._has_read_a_line = True
+            line = line.removeprefix(BYTE_ORDER_MARK)
+        if line.startswith(b"data:"):
+            self._data.append(line[5:].removeprefix(b" "))
+        elif line == b"data":
+            self._data.append(b"")
+        elif not line and self._data:
+            payload = b"\n".join(self._data)
+            self._data.clear()
+            if payload:
+                payloads.append(payload)
 
 
 def write_event(payload: bytes) -> bytes:

@@ -236,11 +236,17 @@ class _Stream:
         return await _read(self._response)
 
     async def payloads(self) -> AsyncIterator[bytes]:
+        if self._response.content_type == "application/json":
+            # A server that errs may answer a wish for a stream with a document.
+            yield (await _read(self._response)).body
+            return
         reader = EventStreamReader()
         try:
             async for received in self._response.content.iter_any():
                 for payload in reader.feed(received):
                     yield payload
+            for payload in reader.end():
+                yield payload
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamFailed(
                 "the model's server broke off in the middle of the answer"

@@ -1,6 +1,6 @@
 """An upstream that plays a script: answers, delays and faults, with no model behind it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 
+from steelyard.gateway.event_stream import EventStreamReader
 from steelyard.gateway.upstreams.base import (
     LoggedAttempt,
     ServedModel,
@@ -47,6 +48,9 @@ class Script:
     finish_reason: str = "stop"
     reports_usage: bool = True
     usage: dict[str, Any] | None = None
+    # What is sent instead, byte for byte, in writes of so many bytes.
+    raw: bytes | None = None
+    raw_write_bytes: int = 65_536
 
 
 @dataclass(slots=True)
@@ -85,6 +89,8 @@ class ScriptedUpstream:
         self._begin(body)
         if self.script.status != 200:
             return self._refusal()
+        if self.script.raw is not None:
+            return UpstreamAnswer(200, self.script.raw)
         for position in range(len(self.script.words) + 1):
             await self._act_at(position)
         message = {"role": "assistant", "content": " ".join(self.script.words)}
@@ -171,6 +177,19 @@ class ScriptedStream:
         return self._upstream.refusal()
 
     async def payloads(self) -> AsyncIterator[bytes]:
+        raw = self._upstream.script.raw
+        if raw is not None:
+            for payload in _read_in_pieces(raw, self._upstream.script.raw_write_bytes):
+                await anyio.lowlevel.checkpoint()
+                yield payload
+            return
         async for chunk in self._upstream.chunks():
             yield msgspec.json.encode(chunk)
         yield b"[DONE]"
+
+
+def _read_in_pieces(raw: bytes, write_bytes: int) -> Iterator[bytes]:
+    reader = EventStreamReader()
+    for at in range(0, len(raw), write_bytes):
+        yield from reader.feed(raw[at : at + write_bytes])
+    yield from reader.end()
