@@ -186,7 +186,7 @@ class UpstreamAudit:
 def _job(waiting: _Waiting) -> RecountJob:
     admitted, meter = waiting.admitted, waiting.meter
     assert meter.reported is not None, "only what was reported is counted again"
-    fields = admitted.asked.fields
+    fields = admitted.way.fields()
     prompt: dict[str, Any] = {name: fields[name] for name in PROMPT_FIELDS if name in fields}
     return RecountJob(
         id=admitted.hold.id,
