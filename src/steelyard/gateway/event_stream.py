@@ -81,3 +81,8 @@ def write_event(payload: bytes) -> bytes:
 def write_named_event(name: str, payload: bytes) -> bytes:
     """One event with a name and one line of data."""
     return b"event: " + name.encode() + b"\ndata: " + payload + b"\n\n"
+
+
+def payload_of(event: bytes) -> bytes:
+    """The data of an event that was written here."""
+    return event.partition(b"data: ")[2].removesuffix(b"\n\n")

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from steelyard.gateway.admission import Admitted
+from steelyard.gateway.event_stream import payload_of
 from steelyard.gateway.upstreams.base import UpstreamAnswer, UpstreamFailed
 from steelyard.gateway.workloads.answer import Answer
 from steelyard.metering.answer_meter import AnswerMeter
@@ -67,7 +68,7 @@ async def relay_stream(
         async for payload in stream.payloads():
             for event in answer.read_event(payload, meter):
                 await client.send(event)
-                meter.deliver(event, at=now())
+                meter.deliver(payload_of(event), at=now())
             if meter.is_complete:
                 return
     answer.end_of_stream(meter)
