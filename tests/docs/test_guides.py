@@ -1,10 +1,14 @@
 """The guides do what they say, command by command."""
 
+import csv
 from pathlib import Path
 
 import pytest
+from pypdf import PdfReader
 
+from steelyard.billing.statement import read_balance
 from steelyard.entrypoints.cli.output import console
+from steelyard.money import read_decimal
 from steelyard.settings import read_settings
 from tests.docs.guide import check_guide
 from tests.world import World
@@ -23,3 +27,22 @@ def test_a_month_is_closed_as_the_guide_says(
 
     with World(read_settings(data_dir=tmp_path / "data")) as world:
         check_guide(GUIDES / "close-a-month.md", world, tmp_path)
+        acme = world.stores.access.find_organisation("acme")
+        with world.stores.reports.snapshot() as snapshot:
+            left = read_balance(snapshot, acme).total
+
+    pages = PdfReader(tmp_path / "october.pdf").pages
+    paid_in, promotional = 100 * 10**12, 10**12 // 2
+    total = 93 * 10**10
+    # What is left is what was paid in, less the total; the promotional credit is used up.
+    assert paid_in - left.picos == total
+    assert _sum(tmp_path / "october.csv", "amount") == total
+    assert _sum(tmp_path / "october-focus.csv", "BilledCost") == total
+    assert "0.93 EUR" in " ".join(page.extract_text() for page in pages)
+    assert promotional == -_sum(tmp_path / "october.csv", "amount", kind="promotional_credit")
+
+
+def _sum(path: Path, column: str, *, kind: str | None = None) -> int:
+    with path.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if kind in {None, row.get("kind")}]
+    return sum(read_decimal(row[column]) for row in rows)
