@@ -78,7 +78,7 @@ def _read_deduction(books: Path) -> Decimal:
     with sqlite3.connect(f"file:{books}?mode=ro", uri=True) as connection:
         rows = connection.execute(
             "SELECT p.picos FROM ledger_postings p JOIN ledger_transactions t ON t.id = p.transaction_id"
-            " WHERE t.template IN ('place_hold', 'settle_hold')"
+            " WHERE t.template IN ('place_holds', 'settle_holds')"
             " AND (p.account_id LIKE 'prepaid:%' OR p.account_id LIKE 'held:%')"
         ).fetchall()
     connection.close()

@@ -48,7 +48,7 @@ REFUSED: list[tuple[str, str, Any, int, str]] = [
     ("negative limit", CHAT, a_chat(max_tokens=-1), 400, "invalid_request"),
     ("zero limit", "/generate", {"prompt": "x", "max_new_tokens": 0}, 400, "invalid_request"),
     ("unknown field", "/generate", {"prompt": "x", "stream": True}, 400, "invalid_request"),
-    ("unsupported", CHAT, a_chat(n=3), 400, "unsupported_parameter"),
+    ("unsupported", CHAT, a_chat(logit_bias={"5": 1}), 400, "unsupported_parameter"),
     ("unknown model", CHAT, a_chat(model="gpt-9"), 404, "model_not_found"),
     (
         "lone surrogates",
@@ -251,8 +251,8 @@ def test_a_data_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        (("credit", "add", "bad", "--", "-5"), "top_up_not_positive"),
-        (("credit", "add", "bad", "0"), "top_up_not_positive"),
+        (("credit", "add", "bad", "--", "-5"), "amount_not_positive"),
+        (("credit", "add", "bad", "0"), "amount_not_positive"),
         (("credit", "add", "bad", "1e3"), "amount_malformed"),
         (("credit", "add", "bad", "0.0000000000001"), "amount_malformed"),
         (("credit", "add", "bad", "5", "--currency", "EUR"), "currency_mismatch"),
