@@ -9,7 +9,7 @@ from rich.text import Text
 
 from steelyard.access.tenant import Organisation
 from steelyard.app.stores import Stores
-from steelyard.billing.billing_period import PeriodMalformed, month_of, read_month
+from steelyard.billing.billing_period import month_of, read_month, read_period
 from steelyard.billing.invoice import Invoice, InvoiceSection, read_invoice
 from steelyard.billing.invoice_books import IssuedInvoice
 from steelyard.billing.invoice_words import Language
@@ -27,7 +27,7 @@ from steelyard.entrypoints.cli.output import (
     stores_opened,
 )
 from steelyard.money import read_decimal
-from steelyard.timestamp import read_timestamp, write_timestamp
+from steelyard.timestamp import write_timestamp
 
 invoices = typer.Typer(
     no_args_is_help=True, help="Invoices: close a period, hand over what it cost."
@@ -134,21 +134,11 @@ def _read_period(
     end: str | None,
 ) -> Period:
     """The period that was named: a month, two moments, or the month before this one."""
-    if (start is None) != (end is None) or (month and start):
-        raise PeriodMalformed("say --period MONTH, or --from and --to")
-    if start and end:
-        try:
-            begins, ends = read_timestamp(start), read_timestamp(end)
-        except ValueError as error:
-            raise PeriodMalformed(f"{error}; write it as 2026-10-01T00:00:00+02:00") from error
-        if begins >= ends:
-            raise PeriodMalformed("the period ends before it begins")
-        return Period(begins, ends)
     zone = organisation.time_zone
-    if month is None:
+    if month is None and start is None and end is None:
         this_month = read_month(month_of(stores.clock.now(), time_zone=zone), time_zone=zone)
         month = _month_before(this_month.start, zone)
-    return read_month(month, time_zone=zone)
+    return read_period(month=month, start=start, end=end, time_zone=zone)
 
 
 def _month_before(moment: datetime, time_zone: str) -> str:
