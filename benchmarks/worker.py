@@ -115,7 +115,7 @@ def main() -> None:
     benches: list[Bench] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in options.databases.split(","):
-            with books_on(name, Path(folder)) as bench:
+            with books_on(name, Path(folder) / name) as bench:
                 _measure(bench, sizes)
             benches.append(bench)
     print(json.dumps(_figures(benches)))

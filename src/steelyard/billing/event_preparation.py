@@ -4,10 +4,10 @@ Whatever the books do not decide is decided here, a column of the batch at a tim
 run in a process of its own while the batch before it is posted.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from datetime import date
+from hashlib import sha256
 from typing import NamedTuple
 
 import msgspec
@@ -128,16 +128,13 @@ def prepare_batch(
     records: Sequence[LogRecord], *, log_id: str, rating: BatchRating
 ) -> PreparedBatch:
     """Decode, check, hash and rate; a record that is no event is set apart with its reason."""
-    decoded, malformed = _decode(records)
-    if not _all_well_formed([event for _, event in decoded]):
-        decoded, malformed = _sift(records)
-    rated = rating.rate([event.data for _, event in decoded])
-    paths, path_of = _number_paths([event.data for _, event in decoded])
-    charges = ChargeWriter()
-    events = [
-        _prepare(index, event, found, path=path, body=records[index].body, charges=charges)
-        for (index, event), path, found in zip(decoded, path_of, rated, strict=True)
-    ]
+    decoded = _decode(records)
+    if decoded is None or not _all_well_formed(decoded.events):
+        decoded = _sift(records)
+    facts = [event.data for event in decoded.events]
+    rated = rating.rate(facts)
+    paths, path_of = _number_paths(facts)
+    events = _prepare(records, decoded, rated, path_of)
     usage = sum_usage(
         ((event.path, event.ended_at[:HOUR_CHARACTERS], found.sheet), found.counts)
         for event, found in zip(events, rated, strict=True)
@@ -149,39 +146,46 @@ def prepare_batch(
         record_count=len(records),
         events=events,
         paths=paths,
-        malformed=malformed,
+        malformed=decoded.malformed,
         usage=usage,
         segment=pack_bodies([record.body for record in records]),
     )
 
 
-def _decode(records: Sequence[LogRecord]) -> tuple[list[tuple[int, _Event]], list[Malformed]]:
-    decoded: list[tuple[int, _Event]] = []
-    malformed: list[Malformed] = []
+class _Decoded(NamedTuple):
+    """The records of a batch that are events, each with its place in the batch, and the others."""
+
+    places: Sequence[int]
+    events: list[_Event]
+    malformed: list[Malformed]
+
+
+def _decode(records: Sequence[LogRecord]) -> _Decoded | None:
+    """All of them at once; None if any is no event."""
     decode = _decoder.decode
-    for index, record in enumerate(records):
-        try:
-            decoded.append((index, decode(record.body)))
-        except (msgspec.DecodeError, msgspec.ValidationError) as error:
-            malformed.append(Malformed(index, f"not a usage event: {error}"))
-    return decoded, malformed
+    try:
+        events = [decode(record.body) for record in records]
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None
+    return _Decoded(range(len(records)), events, [])
 
 
-def _sift(records: Sequence[LogRecord]) -> tuple[list[tuple[int, _Event]], list[Malformed]]:
+def _sift(records: Sequence[LogRecord]) -> _Decoded:
     """The slow way, one by one: find which of the records is not what it says it is."""
-    decoded: list[tuple[int, _Event]] = []
-    malformed: list[Malformed] = []
-    for index, record in enumerate(records):
+    decoded = _Decoded([], [], [])
+    places: list[int] = []
+    for place, record in enumerate(records):
         try:
             event = _decoder.decode(record.body)
             check_content(decode_event(record.body))
             if not _all_well_formed([event]):
                 raise EventMalformed("an amount, a count or a moment is not written as we write it")
         except (msgspec.DecodeError, msgspec.ValidationError, EventMalformed) as error:
-            malformed.append(Malformed(index, f"not a usage event: {error}"))
+            decoded.malformed.append(Malformed(place, f"not a usage event: {error}"))
             continue
-        decoded.append((index, event))
-    return decoded, malformed
+        places.append(place)
+        decoded.events.append(event)
+    return decoded._replace(places=places)
 
 
 def _all_well_formed(events: Sequence[_Event]) -> bool:
@@ -244,28 +248,44 @@ def _number_paths(records: Sequence[_Record]) -> tuple[list[UsagePath], list[int
 
 
 def _prepare(
-    index: int, event: _Event, rated: Rated, *, path: int, body: bytes, charges: ChargeWriter
-) -> PreparedEvent:
-    record = event.data
-    complaint = rated.complaint
-    if complaint is None and rated.picos != _picos(record.amount):
-        complaint = f"we rate {rated.picos} picos, the gateway {record.amount}"
-    return PreparedEvent(
-        event.id,
-        record.hold_id,
-        hashlib.sha256(body).digest(),
-        event.source,
-        int(event.sequence),
-        path,
-        record.ended_at,
-        rated.picos,
-        charges.write(rated.sheet, rated.counts),
-        complaint,
-        index,
-        record.lease_id,
-        _picos(record.held) if record.lease_id is not None else 0,
-        _picos(record.amount) if record.lease_id is not None else 0,
+    records: Sequence[LogRecord],
+    decoded: _Decoded,
+    rated: Sequence[Rated],
+    path_of: Sequence[int],
+) -> list[PreparedEvent]:
+    """The events, put together from columns."""
+    places, events, _ = decoded
+    facts = [event.data for event in events]
+    stated = [_picos(fact.amount) for fact in facts]
+    charges = ChargeWriter()
+    prepared = list(
+        map(
+            PreparedEvent,
+            [event.id for event in events],
+            [fact.hold_id for fact in facts],
+            [sha256(records[place].body).digest() for place in places],
+            [event.source for event in events],
+            [int(event.sequence) for event in events],
+            path_of,
+            [fact.ended_at for fact in facts],
+            [found.picos for found in rated],
+            [charges.write(found.sheet, found.counts) for found in rated],
+            map(_complaint, rated, stated, facts),
+            places,
+            [fact.lease_id for fact in facts],
+            [_picos(fact.held) if fact.lease_id else 0 for fact in facts],
+            [amount if fact.lease_id else 0 for fact, amount in zip(facts, stated, strict=True)],
+        )
     )
+    assert len(prepared) == len(events), "every column has a value for each event"
+    return prepared
+
+
+def _complaint(rated: Rated, stated: int, fact: _Record) -> str | None:
+    """Why an event cannot be priced, or is not what its gateway says."""
+    if rated.complaint is None and rated.picos != stated:
+        return f"we rate {rated.picos} picos, the gateway {fact.amount}"
+    return rated.complaint
 
 
 def _picos(amount: str) -> int:

@@ -19,10 +19,8 @@ class SegmentUnreadable(Failure):
 
 def pack_bodies(bodies: Sequence[bytes]) -> bytes:
     """One line with the lengths, then the bodies one after the other; compressed."""
-    lengths = ",".join(str(len(body)) for body in bodies)
-    return zstandard.ZstdCompressor(level=LEVEL).compress(
-        lengths.encode() + b"\n" + b"".join(bodies)
-    )
+    lengths = ",".join(map(str, map(len, bodies))).encode()
+    return zstandard.ZstdCompressor(level=LEVEL).compress(b"".join([lengths, b"\n", *bodies]))
 
 
 def unpack_bodies(segment: bytes) -> list[bytes]:
