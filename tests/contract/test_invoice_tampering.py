@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from steelyard.access.tenant import Organisation
 from steelyard.billing.billing_period import read_month
 from steelyard.billing.commands import new_command
+from steelyard.billing.credit_note import issue_credit_note
 from steelyard.billing.invoice import invoice_id
 from steelyard.billing.period_closing import close_period
 from steelyard.billing.refund import refund_event
@@ -41,10 +42,12 @@ def test_invoices_come_out_of_the_log_again_whatever_came_later(world: World) ->
     assert check.compared > 2 * len(MONTHS)
 
 
-def _change_document(old: str, new: str) -> Callable[[Connection], None]:
+def _change_document(
+    old: str, new: str, *, number: str = "acme-0001"
+) -> Callable[[Connection], None]:
     def change(connection: Connection) -> None:
-        """The document of the first invoice, with the id that its new bytes have."""
-        read = "SELECT canonical FROM invoices WHERE number = 'acme-0001'"
+        """The document of this number, with the id that its new bytes have."""
+        read = f"SELECT canonical FROM invoices WHERE number = '{number}'"
         before: str = connection.exec_driver_sql(read).scalar_one()
         after = before.replace(old, new)
         assert after != before
@@ -52,7 +55,7 @@ def _change_document(old: str, new: str) -> Callable[[Connection], None]:
         _run(
             connection,
             f"UPDATE invoices SET canonical = '{text}', id = '{invoice_id(after)}'"
-            " WHERE number = 'acme-0001'",
+            f" WHERE number = '{number}'",
         )
 
     return change
@@ -112,12 +115,81 @@ TAMPERINGS = {
 }
 
 
+_NOTE = "WHERE number = 'acme-C0001'"
+_OF_NOTE = "SELECT id FROM ledger_transactions WHERE reference = 'acme-C0001'"
+
+NOTE_TAMPERINGS = {
+    "the net": (
+        _change_document('"net":"', '"net":"1', number="acme-C0001"),
+        "credit note acme-C0001 states net",
+    ),
+    "the layout": (
+        _change_document('":"', '": "', number="acme-C0001"),
+        "acme-C0001 is not written in canonical form",
+    ),
+    "no document": (
+        _change_document('"schema"', '"scheme"', number="acme-C0001"),
+        "acme-C0001 cannot be made again",
+    ),
+    "the invoice": (
+        _statement(
+            "UPDATE invoices SET corrects ="
+            f" (SELECT id FROM invoices WHERE number = 'acme-0002') {_NOTE}"
+        ),
+        "credit note acme-C0001 states",
+    ),
+    "the moment": (
+        _statement(f"UPDATE invoices SET issued_at = period_end {_NOTE}"),
+        "credit note acme-C0001 states issued_at",
+    ),
+    "the command": (
+        _statement(f"UPDATE invoices SET command_id = 'x' {_NOTE}"),
+        "credit note acme-C0001 was issued with x",
+    ),
+    "it is gone": (
+        _statement(f"DELETE FROM invoices {_NOTE}"),
+        "postings of credit note acme-C0001, which is not there",
+    ),
+    "a posting of tax": (
+        _statement(
+            "UPDATE ledger_postings SET picos = picos + 1"
+            f" WHERE account_id = 'tax:USD' AND transaction_id IN ({_OF_NOTE})"
+        ),
+        "credit note acme-C0001 took",
+    ),
+    "what it went to": (
+        _statement(
+            "UPDATE ledger_postings SET picos = picos + 1"
+            f" WHERE account_id NOT IN ('tax:USD', 'revenue:USD') AND transaction_id IN ({_OF_NOTE})"
+        ),
+        "credit note acme-C0001 cannot be made again",
+    ),
+}
+
+
+@pytest.mark.parametrize("tampering", NOTE_TAMPERINGS)
+def test_a_changed_credit_note_is_named(tampering: str, world: World) -> None:
+    acme = _closed_twice(world)
+    with world.stores.invoices.snapshot() as snapshot:
+        invoice = snapshot.invoices(organisation_id=acme.id)[0]
+    issue_credit_note(
+        world.stores.books, invoice, payer=None, picos=10**10, command=_command(world)
+    )
+    assert world.differences() == []
+
+    _assert_named(world, *NOTE_TAMPERINGS[tampering])
+
+
 @pytest.mark.parametrize("tampering", TAMPERINGS)
 def test_a_changed_invoice_is_named(tampering: str, world: World) -> None:
     _closed_twice(world)
-    change, name = TAMPERINGS[tampering]
-    database = world.stores.database
 
+    _assert_named(world, *TAMPERINGS[tampering])
+
+
+def _assert_named(world: World, change: Callable[[Connection], None], name: str) -> None:
+    """Verification of the books with this change names what was changed."""
+    database = world.stores.database
     with database.engine.connect() as connection:
         _lift_protection(connection, is_sqlite=database.is_sqlite)
         change(connection)

@@ -151,12 +151,31 @@ def issue_credit_note(
         before = _given_back(notes, invoice, payer=section.payer)
         total = _check_total(document, section, before=before, picos=picos)
         credit = _Credit(invoice, document, section, before, total)
-        number = f"{document.organisation.name}-C{len(notes) + 1:04}"
+        number = _number(document, notes)
         draws = _book(unit, credit, number=number, command=command)
         note = _write_note(credit, draws, number=number, command=command)
         issued = _issued(invoice, note, command)
         unit.insert_invoice(issued)
     return Credited(issued, note, is_repeat=False)
+
+
+def make_credit_note(
+    invoice: IssuedInvoice,
+    earlier: Sequence[IssuedInvoice],
+    draws: Sequence[Draw],
+    *,
+    payer: str,
+    command: Command,
+) -> CreditNote:
+    """The note that gives these draws back, after the earlier notes of the same organisation. Pure.
+
+    Raises PayerNotBilled.
+    """
+    document = read_invoice(invoice.canonical)
+    section = _find_section(document, payer)
+    before = _given_back(earlier, invoice, payer=section.payer)
+    credit = _Credit(invoice, document, section, before, sum(draw.picos for draw in draws))
+    return _write_note(credit, draws, number=_number(document, earlier), command=command)
 
 
 def canonical_credit_note(note: CreditNote) -> str:
@@ -178,6 +197,11 @@ def tax_given_back(section: InvoiceSection, *, before: int, total: int) -> int:
     billed, tax = read_decimal(section.total), read_decimal(section.tax)
     after = divide_half_even(tax * (before + total), billed)
     return after - divide_half_even(tax * before, billed)
+
+
+def _number(document: Invoice, earlier: Sequence[IssuedInvoice]) -> str:
+    """Credit notes of an organisation are numbered without a gap."""
+    return f"{document.organisation.name}-C{len(earlier) + 1:04}"
 
 
 def _find_section(invoice: Invoice, payer: str | None) -> InvoiceSection:

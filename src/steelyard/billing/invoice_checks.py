@@ -185,7 +185,7 @@ class InvoiceCheck:
     def _make(self, found: IssuedInvoice, facts: InvoiceFacts, month: str | None) -> Invoice:
         bills, posted = bill_payers(facts), self._posted[found.number]
         self._compare_postings(found, bills, posted, str(facts.organisation.currency))
-        draws = {payer_id: _draws_of(payer_id, posted) for payer_id in bills}
+        draws = {payer_id: posted_draws(payer_id, posted) for payer_id in bills}
         return make_invoice(facts, bills, draws=draws, period_name=month)
 
     def _compare_postings(
@@ -298,8 +298,8 @@ def _closed_at(hour: str, earlier: Sequence[IssuedInvoice]) -> str | None:
     return earlier[0].number if earlier else None
 
 
-def _draws_of(payer_id: str, posted: Iterable[TransactionRow]) -> list[Draw]:
-    """What a payer's tax and rounding were taken from, or went to."""
+def posted_draws(payer_id: str, posted: Iterable[TransactionRow]) -> list[Draw]:
+    """What a payer's money was taken from with these transactions, or went to."""
     draws: list[Draw] = []
     for transaction in posted:
         for account_id, picos in transaction.postings.items():

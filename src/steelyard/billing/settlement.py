@@ -212,7 +212,10 @@ class _Posting:
         """What the hold spends of its draws, as text; the rest of them goes back."""
         ended = self._ended_of(funds, "settled")
         held, charged = funds.picos, event.picos
-        captured = charged if charged < held else held
+        captured = charged
+        if charged > held:
+            captured = held
+            _warn_not_covered(event, held=held)
         ended.held += held
         ended.charged += charged
         ended.uncovered += charged - captured
@@ -243,6 +246,8 @@ class _Posting:
         if is_settled:
             ended.charged += charged
             ended.uncovered += charged - captured
+            if charged > captured:
+                _warn_not_covered(event, held=captured)
             for draw in spent:
                 self._funding[event.path, billed_at[:HOUR_CHARACTERS], draw.grant_id] += draw.picos
         else:
@@ -295,6 +300,11 @@ class _Posting:
             owner = path.organisation_id, path.payer_id
             sums[(*owner, billed_hour, grant_id, path.currency)] += picos
         return sums
+
+
+def _warn_not_covered(event: PreparedEvent, *, held: int) -> None:
+    """An upstream did more than it was allowed to: what nothing was held for stands on suspense."""
+    log.error("usage_event.not_covered", event_id=event.id, held=held, charged=event.picos)
 
 
 def _tokens_of(event: PreparedEvent) -> int:

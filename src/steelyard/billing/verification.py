@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from steelyard.billing.credit_note_checks import CreditNoteCheck
 from steelyard.billing.event_checks import (
     BudgetCheck,
     ChainCheck,
@@ -144,12 +145,13 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
         chargebacks=audit.chargebacks(),
         decisions=decisions,
     )
+    transactions, notes = TransactionCheck(), CreditNoteCheck(audit.invoice_audit())
     invoices = InvoiceCheck(audit.invoice_audit(), grants)
-    transactions = TransactionCheck()
     for transaction in audit.transactions():
         transactions.see(transaction)
         replay.see_transaction(transaction)
         invoices.see_transaction(transaction)
+        notes.see_transaction(transaction)
     documents = audit.price_documents()
     hours, budgets = HourCheck(), BudgetCheck(decisions)
     checks: list[EventCheck] = [
@@ -174,9 +176,8 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
         if progress:
             progress(len(segment.bodies))
     hours.compare(audit.hours())
-    windows = audit.budget_windows()
+    windows, holds, leases = audit.budget_windows(), list(audit.holds()), audit.leases()
     budgets.compare({window: used for window, (_, used) in windows.items()})
-    holds, leases = list(audit.holds()), audit.leases()
     reserved = {window: count for window, (count, _) in windows.items() if count}
     return [
         transactions.finish(),
@@ -187,6 +188,7 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
         log.finish(audit.event_count()),
         effects.finish(transactions.batch_count),
         *(check.finish() for check in checks),
+        notes.finish(),
         _check_documents(audit),
         _check_suspense(audit),
         _check_quarantine(audit),
