@@ -46,9 +46,11 @@ def postgres_url() -> Generator[str]:
 
 
 MakeSettings = Callable[..., Settings]
+# The inner loop runs on SQLite; every test runs on both.
+DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)]
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=DATABASES)
 def make_settings(request: pytest.FixtureRequest, tmp_path: Path) -> MakeSettings:
     """Settings for fresh books, once on SQLite and once on PostgreSQL."""
     database_url: str | None = None

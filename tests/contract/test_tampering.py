@@ -26,6 +26,7 @@ from steelyard.metering.usage_event import decode_event, encode_event
 from steelyard.money import Money
 from steelyard.settings import read_settings
 from steelyard.storage.audit import SqlAuditSnapshot
+from tests.conftest import DATABASES
 from tests.deliveries import deliver, records_of, with_changes
 from tests.postgres_server import create_database
 from tests.world import NOW, PRICE_BOOK, USD, World
@@ -158,7 +159,7 @@ DELETIONS = {
 }
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+@pytest.fixture(scope="module", params=DATABASES)
 def busy_world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[World]:
