@@ -4,6 +4,7 @@ import threading
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
 from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.grant_expiry import expire_grants
@@ -298,3 +299,17 @@ def test_a_released_hold_gives_everything_back(funds: FundWorld) -> None:
     with pytest.raises(HoldNotFound):
         release_open_hold(funds.books, "no-such-hold", command=funds.command())
     assert funds.differences() == []
+
+
+def test_a_charge_above_its_hold_stands_on_suspense_and_is_an_error_line(funds: FundWorld) -> None:
+    funds.top_up(50)
+    within, beyond = funds.place(10), funds.place(10)
+
+    with capture_logs() as logs:
+        funds.settle(Used(within, picos=10, tokens=1), Used(beyond, picos=14, tokens=1))
+
+    assert (funds.available(), funds.balances()["suspense:USD"]) == (30, -4)
+    said = [line for line in logs if line["event"] == "usage_event.not_covered"]
+    assert [(line["event_id"], line["held"], line["charged"]) for line in said] == [
+        (beyond.id, 10, 14)
+    ]
