@@ -22,9 +22,11 @@ class InterruptedUpstream(ScriptedUpstream):
 
     meanwhile: Callable[[], None] = lambda: None
 
-    async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
+    async def answer(
+        self, path: str, body: bytes, *, request_id: str, tenant: str
+    ) -> UpstreamAnswer:
         self.meanwhile()
-        return await ScriptedUpstream.answer(self, path, body, request_id=request_id)
+        return await ScriptedUpstream.answer(self, path, body, request_id=request_id, tenant=tenant)
 
 
 def test_a_key_moved_during_a_request_is_billed_where_the_request_was_admitted(

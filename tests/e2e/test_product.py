@@ -92,6 +92,21 @@ def test_completions_and_the_plain_door_are_priced_alike(product: Product) -> No
     assert statement["requests"] == 2
 
 
+def test_prompts_are_cached_for_a_tenant_and_not_for_another(product: Product) -> None:
+    mine, another = product.tenant("cached"), product.tenant("apart")
+    prompt = "the same words again and again " * 12
+
+    def cached_tokens(secret: str) -> int:
+        answer = product.openai(secret).completions.create(model=MODEL, prompt=prompt, max_tokens=2)
+        usage: Any = answer.usage
+        return usage.prompt_tokens_details.cached_tokens
+
+    first, again, elsewhere = cached_tokens(mine), cached_tokens(mine), cached_tokens(another)
+
+    assert (first, elsewhere) == (0, 0)
+    assert again > 0
+
+
 def test_models_are_listed_with_their_price(product: Product) -> None:
     listed: Any = product.openai(product.tenant("models")).models.list().data
 

@@ -26,7 +26,11 @@ def _body(**fields: Any) -> bytes:
 
 def _asked_of(asked: Asked, paths: frozenset[str], habits: Habits = ENGINE) -> dict[str, Any]:
     body = asked.way_over(paths).upstream_body(
-        model="m", is_streamed=asked.is_streamed, limits=Limits(9, 5), habits=habits
+        model="m",
+        is_streamed=asked.is_streamed,
+        limits=Limits(9, 5),
+        habits=habits,
+        tenant="acme",
     )
     return json.loads(body)
 
@@ -45,6 +49,26 @@ def test_what_a_template_may_print_is_in_the_bound() -> None:
     assert with_call.size.text_bytes > 500
     assert with_tools.size.text_bytes > 900
     assert with_tools.size.extra_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [({}, "acme"), ({"cache_salt": None}, "acme"), ({"cache_salt": "a"}, "acme/a")],
+    ids=["no salt", "null", "a salt of its own"],
+)
+def test_cached_prompts_of_one_tenant_are_kept_from_another(
+    given: dict[str, Any], sent: str
+) -> None:
+    asked = parse_chat(_body(messages=[{"role": "user", "content": "hi"}], **given))
+
+    assert _asked_of(asked, CHATS_ONLY)["cache_salt"] == sent
+    assert _asked_of(asked, CHATS_ONLY, Habits()).get("cache_salt") == given.get("cache_salt")
+
+
+def test_what_is_no_salt_is_left_for_the_engine_to_refuse() -> None:
+    asked = parse_chat(_body(messages=[{"role": "user", "content": "hi"}], cache_salt=7))
+
+    assert _asked_of(asked, CHATS_ONLY)["cache_salt"] == 7
 
 
 def test_a_picture_counts_as_a_picture_and_not_by_its_bytes() -> None:

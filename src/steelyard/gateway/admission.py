@@ -76,6 +76,7 @@ class Admitted:
             is_streamed=self.asked.is_streamed,
             limits=Limits(self.input_tokens_max, each),
             habits=self.upstream.habits,
+            tenant=self.opened.organisation_id,
         )
 
 

@@ -42,7 +42,10 @@ async def relay_whole(
 ) -> None:
     """Fetch the answer; raises UpstreamRefused, UpstreamUnavailable or UpstreamFailed."""
     came = await admitted.upstream.answer(
-        admitted.way.path, admitted.upstream_body(), request_id=admitted.hold.id
+        admitted.way.path,
+        admitted.upstream_body(),
+        request_id=admitted.hold.id,
+        tenant=admitted.opened.organisation_id,
     )
     if came.status != 200:
         raise UpstreamRefused(came)
@@ -60,7 +63,10 @@ async def relay_stream(
 ) -> None:
     """Pass events on as they come, all but the end; raises as `relay_whole` does."""
     async with admitted.upstream.stream(
-        admitted.way.path, admitted.upstream_body(), request_id=admitted.hold.id
+        admitted.way.path,
+        admitted.upstream_body(),
+        request_id=admitted.hold.id,
+        tenant=admitted.opened.organisation_id,
     ) as stream:
         if stream.status != 200:
             raise UpstreamRefused(await stream.refusal())

@@ -82,8 +82,11 @@ class Upstream(Protocol):
         UpstreamUnavailable."""
         ...
 
-    async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
-        """Raises UpstreamUnavailable or UpstreamFailed."""
+    async def answer(
+        self, path: str, body: bytes, *, request_id: str, tenant: str
+    ) -> UpstreamAnswer:
+        """Work for a tenant, of whom only an opaque name is told; raises UpstreamUnavailable or
+        UpstreamFailed."""
         ...
 
     async def logged_attempts(self, request_ids: Sequence[str]) -> Mapping[str, LoggedAttempt]:
@@ -92,7 +95,7 @@ class Upstream(Protocol):
         ...
 
     def stream(
-        self, path: str, body: bytes, *, request_id: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str
     ) -> AbstractAsyncContextManager[UpstreamStream]:
         """Leaving the context before the end cancels the work upstream."""
         ...

@@ -18,12 +18,15 @@ class Habits:
     `limit_fields` names the field that limits an answer, by path, where it is not the usual one.
     `has_running_usage` says that it can report usage after each chunk of a stream.
     `takes_prompt_bound` says that it refuses a prompt above `max_prompt_tokens`.
+    `knows_tenants` says that it takes turns between callers (`X-Fairness-Key`), and keeps the cached
+    prompts of one from another (`cache_salt`).
     """
 
     paths: frozenset[str] = frozenset({CHAT, COMPLETIONS})
     has_running_usage: bool = False
     limit_fields: Mapping[str, str] = field(default_factory=dict[str, str])
     takes_prompt_bound: bool = False
+    knows_tenants: bool = False
 
 
-ENGINE: Final = Habits(has_running_usage=True, takes_prompt_bound=True)
+ENGINE: Final = Habits(has_running_usage=True, takes_prompt_bound=True, knows_tenants=True)

@@ -127,8 +127,10 @@ class OpenAIHttpUpstream:
         answer = await self._call("POST", "/tokenize", body)
         return msgspec.json.decode(answer.body, type=_Count).count
 
-    async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
-        async with self._request("POST", path, body, request_id) as response:
+    async def answer(
+        self, path: str, body: bytes, *, request_id: str, tenant: str
+    ) -> UpstreamAnswer:
+        async with self._request("POST", path, body, request_id, tenant=tenant) as response:
             return await _read(response)
 
     async def logged_attempts(self, request_ids: Sequence[str]) -> dict[str, LoggedAttempt]:
@@ -171,8 +173,10 @@ class OpenAIHttpUpstream:
         return LoggedAttempt(msgspec.json.encode(logged.as_usage()), self.count_source)
 
     @asynccontextmanager
-    async def stream(self, path: str, body: bytes, *, request_id: str) -> AsyncGenerator["_Stream"]:
-        async with self._request("POST", path, body, request_id) as response:
+    async def stream(
+        self, path: str, body: bytes, *, request_id: str, tenant: str
+    ) -> AsyncGenerator["_Stream"]:
+        async with self._request("POST", path, body, request_id, tenant=tenant) as response:
             yield _Stream(response)
 
     async def _call(self, method: str, path: str, body: bytes | None) -> UpstreamAnswer:
@@ -184,12 +188,20 @@ class OpenAIHttpUpstream:
 
     @asynccontextmanager
     async def _request(
-        self, method: str, path: str, body: bytes | None, request_id: str | None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        request_id: str | None,
+        *,
+        tenant: str | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         assert self._client is not None, "used without being entered"
         headers = {"Content-Type": "application/json"}
         if request_id is not None:
             headers["X-Request-Id"] = request_id
+        if tenant is not None and self.habits.knows_tenants:
+            headers["X-Fairness-Key"] = tenant
         try:
             response = await self._client.request(
                 method, self._url + path, data=body, headers=headers

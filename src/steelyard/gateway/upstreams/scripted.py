@@ -84,8 +84,10 @@ class ScriptedUpstream:
             if request_id in self.logged
         }
 
-    async def answer(self, path: str, body: bytes, *, request_id: str) -> UpstreamAnswer:
-        del path, request_id
+    async def answer(
+        self, path: str, body: bytes, *, request_id: str, tenant: str
+    ) -> UpstreamAnswer:
+        del path, request_id, tenant
         self._begin(body)
         if self.script.status != 200:
             return self._refusal()
@@ -102,9 +104,9 @@ class ScriptedUpstream:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: bytes, *, request_id: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str
     ) -> AsyncGenerator["ScriptedStream"]:
-        del path, request_id
+        del path, request_id, tenant
         self._begin(body)
         try:
             yield ScriptedStream(self)

@@ -49,7 +49,7 @@ class Way:
         return replace(self, fields=lambda: fields)
 
     def upstream_body(
-        self, *, model: str, is_streamed: bool, limits: Limits, habits: Habits
+        self, *, model: str, is_streamed: bool, limits: Limits, habits: Habits, tenant: str
     ) -> bytes:
         """The request as the upstream gets it: bounded by what is held, usage always asked for."""
         body: dict[str, Any] = {**self.fields(), "model": model}
@@ -59,6 +59,8 @@ class Way:
             body[habits.limit_fields.get(self.path, self.limit_field)] = limits.output_tokens_max
         if habits.takes_prompt_bound:
             body["max_prompt_tokens"] = limits.input_tokens_max
+        if habits.knows_tenants:
+            body["cache_salt"] = _salt_within(tenant, body.get("cache_salt"))
         if self.takes_stream_options:
             body.pop("stream_options", None)
             if is_streamed:
@@ -102,6 +104,18 @@ class Asked:
             f"the model {self.model!r} is not served at {self.endpoint}; "
             f"its server takes {', '.join(sorted(paths))}"
         )
+
+
+def _salt_within(tenant: str, given: Any) -> Any:
+    """What keeps cached prompts apart: those of other tenants always, and of their own those that
+    they want apart. What is no salt stays as it is, for the upstream to refuse."""
+    try:
+        own = msgspec.convert(
+            msgspec.json.decode(given) if isinstance(given, msgspec.Raw) else given, str | None
+        )
+    except msgspec.ValidationError:
+        return given
+    return tenant if own is None else f"{tenant}/{own}"
 
 
 class StreamOptions(msgspec.Struct):
