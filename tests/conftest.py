@@ -1,6 +1,7 @@
 """Fixtures that every suite may use: books on SQLite and on PostgreSQL, and a world around them."""
 
 import os
+import shutil
 from collections.abc import Callable, Generator
 from itertools import count
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from steelyard.settings import Settings, read_settings
-from steelyard.storage.database import open_database
+from steelyard.storage.database import open_database, sqlite_url
 from steelyard.storage.migration import migrate
 from tests.postgres_server import create_database, find_binaries, running_postgres
 
@@ -50,10 +51,22 @@ MakeSettings = Callable[..., Settings]
 DATABASES = ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)]
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data with migrated books: a copy takes a tenth of the time of a migration."""
+    settings = read_settings(data_dir=tmp_path_factory.mktemp("template"))
+    template = open_database(sqlite_url(settings.books_path))
+    migrate(template)
+    template.close()
+    return settings.data_dir
+
+
 @pytest.fixture(params=DATABASES)
 def make_settings(request: pytest.FixtureRequest, tmp_path: Path) -> MakeSettings:
     """Settings for fresh books, once on SQLite and once on PostgreSQL."""
     database_url: str | None = None
+    if request.param == "sqlite":
+        shutil.copytree(request.getfixturevalue("sqlite_template"), tmp_path / "data")
     if request.param == "postgres":
         server: str = request.getfixturevalue("postgres_url")
         database_url = create_database(server, f"books_{next(_numbers)}", template=TEMPLATE)
@@ -74,10 +87,11 @@ def world(make_settings: MakeSettings) -> "Generator[World]":
 
 
 @pytest.fixture
-def sqlite_world(tmp_path: Path) -> "Generator[World]":
+def sqlite_world(sqlite_template: Path, tmp_path: Path) -> "Generator[World]":
     """A world on SQLite only, for what no database can change."""
     from tests.world import World
 
+    shutil.copytree(sqlite_template, tmp_path / "data")
     with World(read_settings(data_dir=tmp_path / "data")) as built:
         yield built
 

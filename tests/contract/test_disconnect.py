@@ -15,7 +15,7 @@ from tests.world import INPUT_PRICE, OUTPUT_PRICE, World
 
 WORDS = ("one", "two", "three", "four", "five")
 PROMPT_TOKENS = 7
-EVERY_POLICY: tuple[DisconnectPolicy, ...] = ("drain", "delivered", "prompt_only", "free")
+OTHER_POLICIES: tuple[DisconnectPolicy, ...] = ("drain", "prompt_only", "free")
 PROMPT = PROMPT_TOKENS * INPUT_PRICE
 ALL_OF_IT = PROMPT + len(WORDS) * OUTPUT_PRICE
 
@@ -57,7 +57,9 @@ def test_a_client_that_leaves_is_charged_by_the_policy_of_its_key(
     assert world.differences() == []
 
 
-@pytest.mark.parametrize("policy", EVERY_POLICY)
+@pytest.mark.parametrize(
+    "policy", ["delivered", *(pytest.param(p, marks=pytest.mark.slow) for p in OTHER_POLICIES)]
+)
 def test_a_stream_that_is_cut_at_any_byte_is_charged_exactly_what_the_matrix_says(
     policy: DisconnectPolicy, sqlite_world: World
 ) -> None:
@@ -109,7 +111,7 @@ def test_a_policy_that_cannot_be_read_is_refused(text: str) -> None:
 
 
 def test_every_policy_has_a_basis_and_every_cause_a_row() -> None:
-    assert set(POLICIES) == set(EVERY_POLICY)
+    assert set(POLICIES) == {"delivered", *OTHER_POLICIES}
     assert {cause for cause, basis in MATRIX.items() if basis == "policy"} == {
         "client_left",
         "client_left_before_first_token",

@@ -36,7 +36,7 @@ OpenUnit = Callable[[], AbstractContextManager[SqlLedgerUnit]]
 @pytest.fixture
 def database(make_settings: MakeSettings) -> Generator[Database]:
     settings = make_settings()
-    settings.data_dir.mkdir(parents=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     opened = open_database(settings.database_url or sqlite_url(settings.books_path))
     migrate(opened)
     yield opened

@@ -19,7 +19,7 @@ from tests.conftest import MakeSettings
 
 def test_the_migrated_tables_are_those_of_the_schema(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    settings.data_dir.mkdir(parents=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = open_database(settings.database_url or sqlite_url(settings.books_path))
     migrate(database)
 
@@ -32,7 +32,7 @@ def test_the_migrated_tables_are_those_of_the_schema(make_settings: MakeSettings
 
 def test_migrating_again_changes_nothing(make_settings: MakeSettings) -> None:
     settings = make_settings()
-    settings.data_dir.mkdir(parents=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = open_database(settings.database_url or sqlite_url(settings.books_path))
 
     migrate(database)
@@ -69,7 +69,7 @@ def test_books_of_another_program_are_refused_with_what_to_do(
     version: str, make_settings: MakeSettings
 ) -> None:
     settings = make_settings()
-    settings.data_dir.mkdir(parents=True)
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = open_database(settings.database_url or sqlite_url(settings.books_path))
     migrate(database)
     with database.write() as connection:

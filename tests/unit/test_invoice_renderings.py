@@ -140,6 +140,7 @@ def test_an_invoice_of_nothing_says_so() -> None:
     assert _pdf(page, invoice).startswith(b"%PDF")
 
 
+@pytest.mark.slow
 def test_many_pages_are_numbered_and_lose_no_line() -> None:
     rows = [_row(key=f"key-{number:04}") for number in range(800)]
     invoice = _invoice(usage=rows)
