@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -24,11 +24,12 @@ from typing import Any, cast
 import msgspec
 from rich.console import Console
 
-from steelyard.billing.books import Books
+from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.clock import SystemClock
 from steelyard.eventlog.attempt_records import EventDraft, OpenedAttempt
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.event_draft import close_record, hold_of_attempt
+from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
 from steelyard.ids import new_id
@@ -128,8 +129,11 @@ def _recovery_s(count: int) -> float:
         outbox.close()
         started = time.perf_counter()
         outbox = Outbox(path, source="urn:bench:2", bytes_max=PLENTY)
+        books = cast("Any", _NoHolds())
+        desk = LeaseDesk(books, ttl=timedelta())
         recovery = Recovery(
-            books=cast("Books", _NoHolds()),
+            books=books,
+            leases=LeaseRecovery(desk, outbox, SystemClock(), "urn:bench"),
             outbox=outbox,
             prices=cast("PriceDirectory", None),
             upstreams=[],
@@ -151,7 +155,7 @@ class _NoHolds:
         def none(**_: object) -> list[object]:
             return []
 
-        return nullcontext(SimpleNamespace(open_holds=none))
+        return nullcontext(SimpleNamespace(open_holds=none, leases_of=none))
 
 
 @contextmanager

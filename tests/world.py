@@ -15,7 +15,6 @@ from steelyard.access.tenant import Department, Organisation, PaysFrom
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.stores import open_stores
 from steelyard.billing.commands import new_command
-from steelyard.billing.hold_desk import HoldDesk
 from steelyard.billing.statement import Balance, Period, Statement, make_statement, read_balance
 from steelyard.billing.top_up import add_credit
 from steelyard.billing.verification import Check, verify_books
@@ -26,6 +25,8 @@ from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, AdmissionLimits
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
+from steelyard.gateway.holding import Holding
+from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
@@ -177,7 +178,10 @@ class World:
             source=f"urn:steelyard:gateway:world:{new_id()}",
             bytes_max=self.settings.outbox_bytes_max,
         )
-        self.hold_desk = HoldDesk(self.stores.books)
+        self.holding = Holding.of(
+            self.stores.books, self.outbox, self.clock, ttl_s=self.settings.lease_ttl_s
+        )
+        self.hold_desk = self.holding.hold_desk
         prices = Snapshot[Sequence[PriceVersion]](
             self.stores.prices.versions, self.stores.prices.revision, 1.0
         )
@@ -186,7 +190,7 @@ class World:
             catalog=ModelCatalog([self.upstream]),
             prices=self.prices,
             rate_limit=RequestRateLimit(time.monotonic),
-            hold_desk=self.hold_desk,
+            holding=self.holding,
             outbox=self.outbox,
             limits=AdmissionLimits(
                 input_tokens_max=self.settings.input_tokens_max,
@@ -199,8 +203,12 @@ class World:
 
     def recover(self) -> int:
         """Close what earlier lives of the gateway left open, as its start does."""
+        leases = LeaseRecovery(
+            self.holding.lease_desk, self.outbox, self.clock, source_prefix="urn:steelyard:"
+        )
         recovery = Recovery(
             books=self.stores.books,
+            leases=leases,
             outbox=self.outbox,
             prices=self.prices,
             upstreams=[self.upstream],
@@ -208,14 +216,18 @@ class World:
             source_prefix="urn:steelyard:",
             patience_s=0,
         )
-        holds = recovery.find()
+        left_open = recovery.find()
 
         async def resolve() -> None:
             await self.prices.snapshot.refresh()
-            await recovery.resolve(holds)
+            await recovery.resolve(left_open)
 
         anyio.run(resolve)
-        return len(holds)
+        return len(left_open.holds)
+
+    def keep_leases(self) -> None:
+        """One round of the lease keeper: whatever it would do in the background."""
+        anyio.run(self.holding.keeper.look)
 
     def stop_gateway(self) -> None:
         self.hold_desk.close()

@@ -114,6 +114,13 @@ class Settings(BaseSettings):
     request_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, description="largest body of a request, in bytes"
     )
+    lease_ttl_s: float = Field(
+        default=10.0,
+        ge=0,
+        le=600,
+        description="how long the gateway grants holds from one lease, and then renews it; "
+        "0: no leases, every hold is placed in the books; in seconds",
+    )
     outbox_bytes_max: int = Field(
         default=8 * 1024**3, ge=64 * 1024, description="largest size of an outbox, in bytes"
     )

@@ -14,7 +14,6 @@ from steelyard.access.store import AccessStore
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.disconnect_setting import read_policies
 from steelyard.app.stores import Stores, open_stores
-from steelyard.billing.hold_desk import HoldDesk
 from steelyard.clock import Clock
 from steelyard.counting.counting_process import CountingProcess
 from steelyard.eventlog.outbox import Outbox
@@ -23,8 +22,10 @@ from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission, AdmissionLimits
 from steelyard.gateway.answer_store import SqliteAnswerStore
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
+from steelyard.gateway.holding import Holding
 from steelyard.gateway.idempotency import Idempotency
 from steelyard.gateway.key_directory import KeyDirectory, KeysByHash
+from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
@@ -56,18 +57,17 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
     stores = await anyio.to_thread.run_sync(lambda: open_stores(settings))
     source_prefix = f"urn:steelyard:gateway:{settings.gateway_name}:"
     outbox = await anyio.to_thread.run_sync(lambda: _open_outbox(settings, source_prefix))
-    hold_desk = HoldDesk(stores.books)
+    holding = Holding.of(stores.books, outbox, stores.clock, ttl_s=settings.lease_ttl_s)
     engine = _engine(settings)
     keys = Snapshot[KeysByHash](
         lambda: _keys_by_hash(stores.access), stores.access.revision, settings.refresh_s
     )
-    prices = Snapshot[Sequence[PriceVersion]](
-        stores.prices.versions, stores.prices.revision, settings.refresh_s
-    )
+    prices = _price_snapshot(settings, stores)
     price_directory = PriceDirectory(prices, stores.clock)
     catalog = ModelCatalog([engine])
     recovery = Recovery(
         books=stores.books,
+        leases=LeaseRecovery(holding.lease_desk, outbox, stores.clock, source_prefix),
         outbox=outbox,
         prices=price_directory,
         upstreams=[engine],
@@ -79,20 +79,21 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
         catalog=catalog,
         prices=price_directory,
         rate_limit=RequestRateLimit(time.monotonic),
-        hold_desk=hold_desk,
+        holding=holding,
         outbox=outbox,
         limits=_limits(settings),
         clock=stores.clock,
         disconnect_policies=_disconnect_policies(settings),
     )
-    pruning = _pruning(settings, stores, outbox)
+    watch_pruning = _pruning(settings, stores, outbox).watch
     answers = _answers(settings, stores.clock)
     audit = await anyio.to_thread.run_sync(lambda: _open_audit(settings, stores.clock))
     left_open = await anyio.to_thread.run_sync(recovery.find)
     async with engine, anyio.create_task_group() as tasks:
         await keys.refresh()
         await prices.refresh()
-        for watch in (keys.watch, prices.watch, catalog.watch, pruning.watch):
+        watches = keys.watch, prices.watch, catalog.watch, watch_pruning, holding.keeper.keep
+        for watch in watches:
             tasks.start_soon(watch)
         tasks.start_soon(recovery.resolve, left_open)
         yield GatewayParts(
@@ -104,10 +105,14 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
         )
         tasks.cancel_scope.cancel()
     await anyio.to_thread.run_sync(audit.close)
-    await anyio.to_thread.run_sync(hold_desk.close)
+    await holding.close()
     await anyio.to_thread.run_sync(outbox.close)
     answers.close()
     stores.database.close()
+
+
+def _price_snapshot(settings: Settings, stores: Stores) -> Snapshot[Sequence[PriceVersion]]:
+    return Snapshot(stores.prices.versions, stores.prices.revision, settings.refresh_s)
 
 
 def _open_outbox(settings: Settings, source_prefix: str) -> Outbox:

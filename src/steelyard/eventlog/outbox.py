@@ -43,7 +43,17 @@ class _EventId(msgspec.Struct):
     id: str
 
 
+class _Leased(msgspec.Struct):
+    lease_id: str | None = None
+
+
+class _LeasedEvent(msgspec.Struct):
+    id: str
+    data: _Leased
+
+
 _id_decoder = msgspec.json.Decoder(_EventId)
+_leased_decoder = msgspec.json.Decoder(_LeasedEvent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,18 @@ class Outbox:
             for _, batch in self._writer.batches():
                 found.update(wanted.intersection(_ids_of(batch.events)))
         return found
+
+    def last_events_of(self, lease_ids: Collection[str]) -> dict[str, str]:
+        """The last event in the outbox of each of these leases, where there is one; for recovery,
+        before anything is appended."""
+        wanted, last = set(lease_ids), dict[str, str]()
+        if wanted:
+            for _, batch in self._writer.batches():
+                for body in batch.events:
+                    event = _leased_decoder.decode(body)
+                    if event.data.lease_id in wanted:
+                        last[event.data.lease_id] = event.id
+        return last
 
     def prune(self, settled_position: int, *, written_before: datetime) -> int:
         """Delete old segments whose events are all in the books up to this position, save those

@@ -1,7 +1,5 @@
 """Admission: everything that can say no, in the order of its cost. Ends with a hold."""
 
-import asyncio
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -12,12 +10,12 @@ from steelyard.access.virtual_key import VirtualKey
 from steelyard.billing.authorization import affordable_output_tokens, highest_charge_within
 from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.hold_decisions import HoldDeclined
-from steelyard.billing.hold_desk import HoldDesk
 from steelyard.clock import Clock
 from steelyard.eventlog.attempt_records import PendingOpening
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
-from steelyard.gateway.event_draft import opened_attempt, unserved_draft
+from steelyard.gateway.event_draft import opened_attempt
+from steelyard.gateway.holding import Holding
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PinnedPrices, PriceDirectory
 from steelyard.gateway.refusals import NotEnoughMoney, OverBudget, PromptTooLong
@@ -128,7 +126,7 @@ class Admission:
     catalog: ModelCatalog
     prices: PriceDirectory
     rate_limit: RequestRateLimit
-    hold_desk: HoldDesk
+    holding: Holding
     outbox: Outbox
     limits: AdmissionLimits
     clock: Clock
@@ -288,18 +286,7 @@ class Admission:
             key_id=opened.key_id,
             tokens_max=bound.input_tokens + bound.output_tokens,
         )
-        placing = self.hold_desk.place(hold, scope)
-        try:
-            return await asyncio.shield(asyncio.wrap_future(placing))
-        except asyncio.CancelledError:
-            # Nobody waits any more, but the hold may still be granted: then it is closed at once.
-            placing.add_done_callback(lambda placed: self._abandon(hold, placed))
-            raise
-
-    def _abandon(self, hold: Hold, placed: "Future[Hold]") -> None:
-        if placed.exception() is None:
-            at = self.clock.now()
-            self.outbox.append(unserved_draft(hold, end_cause="gateway_stopped", at=at))
+        return await self.holding.place(hold, scope)
 
 
 def _affordable(

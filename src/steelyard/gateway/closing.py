@@ -10,6 +10,7 @@ from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.event_draft import close_record
+from steelyard.gateway.holding import Holding
 from steelyard.gateway.prices import PinnedPrices
 from steelyard.gateway.workloads.answer import PricedUsage
 from steelyard.metering.answer_meter import AnswerMeter
@@ -40,7 +41,7 @@ class Closed:
 
 
 async def close_attempt(
-    admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime, outbox: Outbox
+    admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime, holding: Holding
 ) -> Closed:
     """Rate the attempt and record it; raises EventLogUnavailable if the disk does not take it.
 
@@ -48,7 +49,8 @@ async def close_attempt(
     is withheld, so its event is amended to charge nothing.
     """
     closed, draft = _rate(admitted, meter, end_cause=end_cause, at=at)
-    pending = outbox.append(draft)
+    outbox = holding.outbox
+    pending = holding.release(admitted.hold, draft, closed.usage, closed.total)
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await outbox.durable(pending)

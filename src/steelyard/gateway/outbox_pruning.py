@@ -21,7 +21,7 @@ class OutboxPruning:
     """Asks the books what may go.
 
     Where a relay carries the events on, their place in the books is not one of this log, so that
-    the books are asked whether any of their holds is still open.
+    the books are asked whether each of them has ended its hold.
     """
 
     outbox: Outbox
@@ -41,7 +41,7 @@ class OutboxPruning:
         pruned = 0
         while (oldest := self.outbox.oldest_events()) and oldest[0] <= self.relayed():
             with self.books.write() as unit:
-                is_settled = not unit.read_holds(oldest[1])
+                is_settled = len(unit.hold_ends(oldest[1])) == len(oldest[1])
             if not is_settled or not self._prune(oldest[0]):
                 break
             pruned += 1

@@ -22,6 +22,7 @@ from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.closing import charge_for
 from steelyard.gateway.event_draft import close_record, hold_of_attempt, unserved_draft
+from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.upstreams.base import (
     LoggedAttempt,
@@ -46,10 +47,20 @@ _opened_decoder = msgspec.json.Decoder(OpenedRecord)
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOpen:
+    """What earlier lives of this gateway left: open attempts, and leases with their last event in
+    the outbox."""
+
+    holds: Sequence[Hold]
+    leases: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Recovery:
-    """Closes the attempts of earlier lives of this gateway."""
+    """Closes the attempts of earlier lives of this gateway, and then ends its leases."""
 
     books: Books
+    leases: LeaseRecovery
     outbox: Outbox
     prices: PriceDirectory
     upstreams: Sequence[Upstream]
@@ -58,7 +69,7 @@ class Recovery:
     # How long an upstream that does not answer is asked again before nothing is charged.
     patience_s: float
 
-    def find(self) -> list[Hold]:
+    def find(self) -> LeftOpen:
         """What was left open; call it before the first request, in a thread."""
         found = {attempt.id: hold_of_attempt(attempt) for attempt in self.outbox.left_open()}
         with self.books.write() as unit:
@@ -67,11 +78,12 @@ class Recovery:
         # An attempt whose event is in the outbox was closed: the worker will settle it.
         for closed in self.outbox.events_among(others):
             del others[closed]
-        return [*found.values(), *others.values()]
+        return LeftOpen([*found.values(), *others.values()], self.leases.find())
 
-    async def resolve(self, holds: Sequence[Hold]) -> None:
+    async def resolve(self, left: LeftOpen) -> None:
         """Write the events; while the disk fails they wait as every event does."""
-        for upstream_name, part in _by_upstream(holds):
+        written: list[Hold] = []
+        for upstream_name, part in _by_upstream(left.holds):
             logged = await self._logged(upstream_name, [hold.id for hold in part])
             drafts = [self._draft(hold, logged.get(hold.id)) for hold in part]
             pending = [self.outbox.append(draft) for draft in drafts]
@@ -80,8 +92,10 @@ class Recovery:
             except EventLogUnavailable as failure:
                 log.error("holds.not_resolved", reason=str(failure))
                 return
-        if holds:
-            log.warning("holds.resolved_after_crash", count=len(holds))
+            written += part
+        if written:
+            log.warning("holds.resolved_after_crash", count=len(written))
+        await self.leases.end(left.leases, written)
 
     async def _logged(self, upstream_name: str, ids: list[str]) -> Mapping[str, LoggedAttempt]:
         upstream = next((one for one in self.upstreams if one.name == upstream_name), None)

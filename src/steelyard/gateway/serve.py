@@ -138,7 +138,7 @@ async def _close(
             meter,
             end_cause=_end_cause(relayed, meter),
             at=gateway.clock.now(),
-            outbox=gateway.outbox,
+            holding=gateway.admission.holding,
         )
     except EventLogUnavailable as failure:
         return failure
