@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from steelyard.access.tenant import Department, Organisation
 from steelyard.access.virtual_key import VirtualKey, hash_secret, hint_of, make_secret
 from steelyard.app.stores import Stores, open_stores
 from steelyard.billing.commands import new_command
+from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.billing.open_holds import list_open_holds
 from steelyard.billing.top_up import add_credit
 from steelyard.billing.verification import verify_books
@@ -59,6 +61,8 @@ class CrashWorld:
     processes: dict[str, "subprocess.Popen[bytes]"] = field(
         default_factory=dict[str, "subprocess.Popen[bytes]"]
     )
+    # Attempts that a client has seen the first byte of, and those that it has all of.
+    begun: set[str] = field(default_factory=set[str])
     answered: list[str] = field(default_factory=list[str])
 
     def __post_init__(self) -> None:
@@ -73,6 +77,7 @@ class CrashWorld:
             "outbox_prune_s": 0.5,
             "outbox_keep_s": 0,
             "outbox_bytes_max": 1024 * 1024,
+            "lease_ttl_s": 2,
         }
         self.settings = read_settings(**given)
         self.environment = {
@@ -102,7 +107,8 @@ class CrashWorld:
         wait_until(self._is_ready, within_s=120)
 
     def settle(self) -> None:
-        """Wait until every hold has ended and every event is in the books."""
+        """Wait until every hold has ended, every event is in the books, and the leases of the dead
+        and of the idle are back."""
         self.wait_until_ready()
         wait_until(self._has_settled, within_s=240)
 
@@ -136,7 +142,10 @@ class CrashWorld:
 
     def _has_settled(self) -> bool:
         try:
-            return not list_open_holds(self.stores.books, only_unresolved=False, limit=5)
+            leases = LeaseDesk(self.stores.books, ttl=timedelta()).left_by(source_prefix="")
+            return not leases and not list_open_holds(
+                self.stores.books, only_unresolved=False, limit=5
+            )
         except BooksUnavailable:
             # The connection was one to the server's earlier life.
             return False
@@ -183,13 +192,16 @@ def _ask_on(world: CrashWorld, seed: int, stop: threading.Event) -> None:
             secret = chance.choice(world.secrets)
             headers = {"Authorization": f"Bearer {secret}"}
             try:
-                answer = client.post(url, json=body, headers=headers)
+                with client.stream("POST", url, json=body, headers=headers) as answer:
+                    if answer.status_code == 200:
+                        world.begun.add(answer.headers["x-steelyard-event-id"])
+                    content = answer.read()
             except httpx.TransportError:
                 stop.wait(0.05)
                 continue
             if answer.status_code != 200:
                 stop.wait(0.05)
-            elif b"[DONE]" in answer.content or not body["stream"]:
+            elif b"[DONE]" in content or not body["stream"]:
                 world.answered.append(answer.headers["x-steelyard-event-id"])
 
 
