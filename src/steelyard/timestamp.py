@@ -6,7 +6,10 @@ from datetime import UTC, datetime
 def write_timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds: one spelling, so equal moments have equal bytes."""
     assert moment.tzinfo is not None, f"a naive datetime has no place here: {moment!r}"
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    # Without its offset, which is written as Z.
+    return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
 
 
 def read_timestamp(text: str) -> datetime:

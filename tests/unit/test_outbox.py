@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from steelyard.eventlog.attempt_records import EventDraft, envelope
+from steelyard.eventlog.group_commit import Commit
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.eventlog.outbox_reader import OutboxReader
@@ -130,6 +131,32 @@ def test_an_event_that_waits_can_be_amended_and_one_that_is_written_cannot(tmp_p
     outbox.close()
     last = OutboxReader(tmp_path / "a.outbox").read_after(1, limit=1)[0]
     assert decode_event(last.body).data.end_cause == "event_log_failed"
+
+
+def test_an_event_is_on_the_disk_as_the_last_amendment_that_was_taken_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outbox = Outbox(tmp_path / "a.outbox", source="urn:a", bytes_max=PLENTY)
+    finish = Commit[object].finish
+    taken: list[int] = []
+
+    def give_way_and_finish(commit: Commit[object], failure: Exception | None = None) -> None:
+        time.sleep(0.001)
+        finish(commit, failure)
+
+    monkeypatch.setattr(Commit, "finish", give_way_and_finish)
+    for _ in range(20):
+        pending, count = outbox.append(a_draft(amount="0")), 0
+        while outbox.amend(
+            pending, EventDraft(pending.draft.id, NOW, a_record(amount=str(count + 1)))
+        ):
+            count += 1
+        taken.append(count)
+        pending.done.result(timeout=10)
+
+    outbox.close()
+    records = OutboxReader(tmp_path / "a.outbox").read_after(0, limit=20)
+    assert [int(decode_event(record.body).data.amount) for record in records] == taken
 
 
 def test_an_event_reads_back_to_what_it_was() -> None:

@@ -6,6 +6,7 @@ from datetime import datetime
 
 import msgspec
 
+from steelyard.eventlog.group_commit import Commit
 from steelyard.metering.usage_event import UsageEvent, UsageRecord
 from steelyard.timestamp import write_timestamp
 
@@ -41,18 +42,28 @@ class EventDraft:
 
 @dataclass(slots=True)
 class PendingEvent:
-    """An event on its way to the disk; `done` tells when it is there."""
+    """An event on its way to the disk, with the commit that brings it there."""
 
     draft: EventDraft
-    done: "Future[None]" = field(default_factory=Future["None"])
+    commit: "Commit[PendingEvent | PendingOpening]" = field(init=False)
+
+    @property
+    def done(self) -> "Future[None]":
+        """Tells when it is on the disk."""
+        return self.commit.done
 
 
 @dataclass(slots=True)
 class PendingOpening:
-    """An opened attempt on its way to the disk."""
+    """An opened attempt on its way to the disk, with the commit that brings it there."""
 
     attempt: OpenedAttempt
-    done: "Future[None]" = field(default_factory=Future["None"])
+    commit: "Commit[PendingEvent | PendingOpening]" = field(init=False)
+
+    @property
+    def done(self) -> "Future[None]":
+        """Tells when it is on the disk."""
+        return self.commit.done
 
 
 def envelope(draft: EventDraft, *, source: str, sequence: int, previous_hash: str) -> UsageEvent:

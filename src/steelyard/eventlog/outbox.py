@@ -13,7 +13,6 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from steelyard.batch_queue import BatchQueue
 from steelyard.eventlog.attempt_records import (
     EventDraft,
     OpenedAttempt,
@@ -24,9 +23,9 @@ from steelyard.eventlog.attempt_records import (
     envelope,
 )
 from steelyard.eventlog.disk import Disk, LocalDisk
+from steelyard.eventlog.group_commit import Commit, CommitQueue
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.segment_writer import SegmentWriter
-from steelyard.eventlog.waiting import CommitWaiters
 from steelyard.metering.usage_event import encode_event, hash_event
 
 log = structlog.get_logger()
@@ -86,11 +85,10 @@ class Outbox:
         except BaseException:
             self._writer.close()
             raise
-        self._queue = BatchQueue[PendingEvent | PendingOpening](batch_max=BATCH_MAX)
+        self._queue = CommitQueue[PendingEvent | PendingOpening](batch_max=BATCH_MAX)
         self._failure: str | None = None
         self._waiting_count = 0
         self._lost_count = 0
-        self._waiters = CommitWaiters()
         self._is_closing = threading.Event()
         self._committing = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="outbox", daemon=True)
@@ -111,18 +109,18 @@ class Outbox:
     def open(self, attempt: OpenedAttempt) -> PendingOpening:
         """Queue the opening of an attempt; the client may see its first byte once it is done."""
         pending = PendingOpening(attempt)
-        self._queue.put(pending)
+        pending.commit = self._queue.put(pending)
         return pending
 
     def append(self, draft: EventDraft) -> PendingEvent:
         """Queue an event. While the disk fails it waits in memory and is tried again."""
         pending = PendingEvent(draft)
-        self._queue.put(pending)
+        pending.commit = self._queue.put(pending)
         return pending
 
     async def durable(self, pending: PendingEvent | PendingOpening) -> None:
         """Return when it is on the disk; raises EventLogUnavailable if it never will be."""
-        await self._waiters.wait_for(pending.done)
+        await pending.commit.durable()
 
     def amend(self, pending: PendingEvent, draft: EventDraft) -> bool:
         """Replace an event that is still waiting; False if it is on the disk already."""
@@ -203,18 +201,21 @@ class Outbox:
         self._left_open = [decode_opened(body) for body in left.values()]
 
     def _write(self) -> None:
-        while batch := self._queue.take():
-            self._waiting_count = len(batch)
-            while not self._commit_locked(batch):
+        while commit := self._queue.take():
+            self._waiting_count = len(commit.items)
+            while not self._commit_locked(commit):
                 if self._is_closing.wait(RETRY_S):
-                    self._give_up(batch)
+                    commit.finish(self._give_up(commit.items))
                     break
-            self._waiters.wake()
             self._waiting_count = 0
 
-    def _commit_locked(self, batch: list[PendingEvent | PendingOpening]) -> bool:
+    def _commit_locked(self, commit: Commit[PendingEvent | PendingOpening]) -> bool:
         with self._committing:
-            return self._commit(batch)
+            is_written = self._commit(commit.items)
+            if is_written:
+                # Under the lock: nobody may amend what is written and not known to be.
+                commit.finish()
+            return is_written
 
     def _commit(self, batch: list[PendingEvent | PendingOpening]) -> bool:
         sequence, previous_hash = self._sequence, self._previous_hash
@@ -238,8 +239,6 @@ class Outbox:
             return False
         self._sequence, self._previous_hash, self._failure = sequence, previous_hash, None
         self._note_open(batch, segment_number)
-        for pending in batch:
-            pending.done.set_result(None)
         return True
 
     def _note_open(self, batch: list[PendingEvent | PendingOpening], segment_number: int) -> None:
@@ -254,7 +253,7 @@ class Outbox:
             log.error("outbox.write_failed", source=self.source, reason=reason)
         self._failure = reason
 
-    def _give_up(self, batch: list[PendingEvent | PendingOpening]) -> None:
+    def _give_up(self, batch: list[PendingEvent | PendingOpening]) -> EventLogUnavailable:
         """The process ends while the disk still fails: say which events are lost, never silently.
 
         Their holds stay open, and the next start resolves them.
@@ -264,9 +263,7 @@ class Outbox:
                 self._lost_count += 1
                 record = pending.draft.record
                 log.critical("usage_event.lost", event_id=pending.draft.id, amount=record.amount)
-            pending.done.set_exception(
-                EventLogUnavailable("the outbox closed before it could write")
-            )
+        return EventLogUnavailable("the outbox closed before it could write")
 
 
 def _ids_of(events: Collection[bytes]) -> list[str]:

@@ -48,15 +48,16 @@ class Batch:
         return self.first_position + len(self.events)
 
 
-def pack_batch(first_position: int, events: Sequence[bytes], opened: Sequence[bytes]) -> bytes:
+def pack_batch(first_position: int, events: Sequence[bytes], opened: Sequence[bytes]) -> bytearray:
     """The bytes of a batch; they go to the disk in one write."""
-    lengths = array("I", [len(body) for body in (*events, *opened)])
-    events_bytes, opened_bytes = b"".join(events), b"".join(opened)
-    counts = len(events), len(opened), len(events_bytes), len(opened_bytes)
-    payload = b"".join((lengths.tobytes(), events_bytes, opened_bytes))
-    unchecked = _HEADER.pack(MAGIC, 0, first_position, *counts)
-    checksum = zlib.crc32(payload, zlib.crc32(unchecked[_CHECKED_FROM:]))
-    return b"".join((_HEADER.pack(MAGIC, checksum, first_position, *counts), payload))
+    lengths = array("I", map(len, events))
+    lengths.extend(map(len, opened))
+    counts = len(events), len(opened), sum(map(len, events)), sum(map(len, opened))
+    content = bytearray().join((bytes(HEADER_BYTES), lengths.tobytes(), *events, *opened))
+    _HEADER.pack_into(content, 0, MAGIC, 0, first_position, *counts)
+    checksum = zlib.crc32(memoryview(content)[_CHECKED_FROM:])
+    _HEADER.pack_into(content, 0, MAGIC, checksum, first_position, *counts)
+    return content
 
 
 def read_batches(content: memoryview, *, start: int = 0) -> Iterator[Batch]:
@@ -78,7 +79,7 @@ def unpack_batch(content: memoryview, begins: int) -> Batch | None:
     ends = opened_at + opened_bytes
     if magic != MAGIC or ends > len(content):
         return None
-    if zlib.crc32(content[begins + _CHECKED_FROM : ends], 0) != checksum:
+    if zlib.crc32(content[begins + _CHECKED_FROM : ends]) != checksum:
         return None
     lengths = array("I", bytes(content[lengths_at:events_at]))
     return Batch(

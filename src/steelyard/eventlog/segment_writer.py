@@ -86,8 +86,7 @@ class SegmentWriter:
         number = self._begin_segment_if_due(len(content))
         assert self._file is not None, "a batch has a segment to go to"
         try:
-            self._file.append(content)
-            self._file.sync()
+            self._file.append(memoryview(content))
         except OSError:
             self._leave_segment(number)
             raise

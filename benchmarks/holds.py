@@ -1,0 +1,33 @@
+"""How fast money is held and attempts are recorded: holds, outbox, Kafka's path, recovery.
+
+Each figure comes from the module that is named beside it, which also runs alone. The last line is
+one JSON object.
+
+Run: make bench-holds            a million open attempts
+     make bench-holds OPEN=N     fewer, and scaled up
+"""
+
+import argparse
+import json
+from typing import Any
+
+from benchmarks import kafka, outbox
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--requests", type=int, default=100_000, help="through the outbox")
+    parser.add_argument("--events", type=int, default=100_000, help="over Kafka")
+    parser.add_argument("--open", type=int, default=1_000_000, help="attempts to recover")
+    options = parser.parse_args()
+    figures: dict[str, Any] = {
+        **outbox.measure(requests=options.requests, left_open=options.open),
+        **kafka.measure_on_own_broker(options.events),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
