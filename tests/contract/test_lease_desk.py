@@ -6,6 +6,7 @@ from datetime import timedelta
 from threading import Barrier, Thread
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from steelyard.access.budget import Budget
 from steelyard.billing.hold_decisions import HoldDeclined
@@ -13,6 +14,7 @@ from steelyard.billing.lease_desk import LeaseDesk, LeaseWanted
 from steelyard.billing.lease_sizing import LeaseSize
 from steelyard.ledger.hold import CREDIT_LINE, Hold
 from steelyard.ledger.lease import Lease
+from steelyard.ledger.transaction import return_lease
 from steelyard.money import Money
 from tests.fund_world import USD, FundWorld, Used
 
@@ -257,18 +259,45 @@ def test_leases_and_holds_together_never_pass_the_funds(funds: FundWorld) -> Non
     assert funds.differences() == []
 
 
-def test_the_database_refuses_a_lease_below_nothing(funds: FundWorld) -> None:
+def test_more_than_is_leased_cannot_go_back(funds: FundWorld) -> None:
     funds.top_up(16_000)
     lease = _take(funds, 500)
+    [taken] = lease.draws
+    forged = replace(
+        lease, amount=Money(501, USD), draws=(replace(taken, picos=501),), budget_draws=()
+    )
+    returned = return_lease(forged, back=forged.draws, at=funds.clock.now())
+    assert returned is not None
+
+    with pytest.raises(AssertionError, match="would fall to -1"), funds.books.write() as unit:
+        unit.post([returned])
+
+    assert (_leased(funds), funds.available()) == (500, 15_500)
+    assert funds.differences() == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "constraint"),
+    [
+        ("UPDATE leases SET amount = -1", "not_negative"),
+        ("UPDATE ledger_accounts SET balance = -1 WHERE kind = 'leased'", "floor"),
+        ("UPDATE leases SET status = 'ended'", "last_event_id"),
+    ],
+)
+def test_the_database_refuses_a_lease_below_nothing(
+    statement: str, constraint: str, funds: FundWorld
+) -> None:
+    funds.top_up(16_000)
+    _take(funds, 500)
 
     with (
-        pytest.raises(AssertionError, match="501 picos"),
-        funds.books.write() as unit,
+        pytest.raises(IntegrityError, match=constraint),
+        funds.stores.database.write() as connection,
     ):
-        locked = unit.lock_leases([lease.id])[lease.id]
-        locked.less(picos=501, tokens=0)
+        connection.exec_driver_sql(statement)
 
     assert _leased(funds) == 500
+    assert funds.differences() == []
 
 
 def test_a_token_budget_counts_what_leased_requests_used(funds: FundWorld) -> None:

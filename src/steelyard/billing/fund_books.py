@@ -112,6 +112,14 @@ class LeaseBooks(Protocol):
         """The leases of gateways whose source begins so."""
         ...
 
+    def leases_ending_with(self, event_id: str) -> list[str]:
+        """The leases that wait for this event as their last."""
+        ...
+
+    def events_dismissed(self, event_ids: Collection[str]) -> set[str]:
+        """Which of these events went to quarantine, where somebody has dismissed them."""
+        ...
+
 
 class FundUnit(LedgerUnit, BudgetBooks, LeaseBooks, Protocol):
     """One unit of work on funds."""

@@ -15,7 +15,7 @@ from steelyard.ids import new_id
 from steelyard.ledger.grant import GrantBalance, draw
 from steelyard.ledger.hold import CREDIT_LINE, Draw, Hold, HoldScope
 from steelyard.ledger.lease import Lease
-from steelyard.ledger.transaction import lease_funds, return_lease
+from steelyard.ledger.transaction import Command, lease_funds, return_lease
 from steelyard.money import Currency, Money
 
 
@@ -68,10 +68,8 @@ class LeaseDesk:
             lease = unit.lock_leases([lease_id]).get(lease_id)
             if lease is None:
                 return
-            if last_event_id is None or unit.hold_ends([last_event_id]):
-                rest = LeaseSize(lease.amount.picos, lease.tokens or 0)
-                _give_back(unit, lease, rest, at=at)
-                unit.remove_leases([lease_id])
+            if last_event_id is None or _is_done_with(unit, last_event_id):
+                return_rest(unit, lease, at=at)
             else:
                 unit.keep_leases([replace(lease, status="ended", last_event_id=last_event_id)])
 
@@ -147,6 +145,21 @@ class LeaseDesk:
         expiries = [balance.grant.expires_at for balance in grants if balance.grant.id in drawn]
         ends = [at + self._ttl, *(end for end in (*expiries, renews_at) if end is not None)]
         return min(ends)
+
+
+def return_rest(
+    unit: FundUnit, lease: Lease, *, at: datetime, command: Command | None = None
+) -> None:
+    """All that is left of a lease goes back to grants and budgets, and the lease is gone."""
+    returned = return_lease(lease, back=lease.draws, at=at, command=command)
+    unit.post([returned] if returned else [])
+    unit.remove_leases([lease.id])
+    settle_budget_draws(unit, [BudgetUse(draw, 0) for draw in lease.budget_draws], at=at)
+
+
+def _is_done_with(unit: FundUnit, event_id: str) -> bool:
+    """Whether an event is in the books, or was set aside for good: it moves nothing any more."""
+    return bool(unit.hold_ends([event_id]) or unit.events_dismissed([event_id]))
 
 
 def _available(grants: Sequence[GrantBalance], credit: int, *, at: datetime) -> int:

@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from steelyard.billing.fund_books import FundUnit
+from steelyard.billing.lease_desk import return_rest
 from steelyard.billing.open_holds import release_in_unit
 from steelyard.errors import Refusal
 from steelyard.ledger.hold import Hold
@@ -66,6 +67,15 @@ class QuarantinedRecord:
         except (msgspec.DecodeError, msgspec.ValidationError):
             return None
 
+    @property
+    def event(self) -> tuple[str, str] | None:
+        """The event that it says it is, and of which source."""
+        try:
+            event = msgspec.json.decode(self.body, type=_NamedEvent)
+        except msgspec.DecodeError:
+            return None
+        return event.id, event.source
+
 
 class _NamedHold(msgspec.Struct):
     hold_id: str
@@ -73,6 +83,11 @@ class _NamedHold(msgspec.Struct):
 
 class _Named(msgspec.Struct):
     data: _NamedHold
+
+
+class _NamedEvent(msgspec.Struct):
+    id: str
+    source: str
 
 
 class QuarantineUnit(FundUnit, Protocol):
@@ -111,7 +126,8 @@ def dismiss_record(
     """Say that somebody has looked: `verify` does not complain about the record any more.
 
     The hold that it names stays open unless it shall be released: it may be that of another
-    request which is still running, whose own event is to come.
+    request which is still running, whose own event is to come. A lease that waits for this record
+    as its last event waits no more: what is left of it goes back.
     """
     with books.write() as unit:
         record = find_record(unit, content_hash)
@@ -120,11 +136,25 @@ def dismiss_record(
         if record.dismissal is not None:
             raise QuarantinedRecordDismissed(f"{record.dismissal.actor} has dismissed it already")
         hold = _release(unit, record, command) if should_release else None
+        # A hold with a row of its own was not granted from a lease.
+        if hold is None:
+            _end_leases(unit, record, command)
         released = hold.id if hold else None
         dismissal = Dismissal(command.at, command.actor, command.reason, released)
         unit.insert_dismissal(record.content_hash, dismissal)
     log.info("quarantine.dismissed", content_hash=record.content_hash, actor=command.actor)
     return record, hold
+
+
+def _end_leases(unit: QuarantineUnit, record: QuarantinedRecord, command: Command) -> None:
+    if record.event is None:
+        return
+    event_id, source = record.event
+    locked = unit.lock_leases(unit.leases_ending_with(event_id))
+    for lease in locked.values():
+        if lease.last_event_id == event_id and lease.source == source:
+            return_rest(unit, lease, at=command.at, command=command)
+            log.info("lease.ended_by_dismissal", lease_id=lease.id, event_id=event_id)
 
 
 def _release(unit: QuarantineUnit, record: QuarantinedRecord, command: Command) -> Hold:

@@ -166,7 +166,9 @@ def lease_funds(lease: Lease) -> Transaction:
     )
 
 
-def return_lease(lease: Lease, *, back: Sequence[Draw], at: datetime) -> Transaction | None:
+def return_lease(
+    lease: Lease, *, back: Sequence[Draw], at: datetime, command: Command | None = None
+) -> Transaction | None:
     """Part of a lease, or all that is left of it, goes back to where it was drawn from."""
     parts = _returned(back, lease.payer_id, lease.amount.currency)
     parts[LedgerAccount("leased", lease.payer_id, lease.amount.currency)] = -sum(
@@ -174,7 +176,7 @@ def return_lease(lease: Lease, *, back: Sequence[Draw], at: datetime) -> Transac
     )
     # What is left of a lease only falls, so that no two returns begin at the same amount.
     transaction_id = f"{lease.id}/returned/{lease.amount.picos}"
-    return _transaction(transaction_id, "return_lease", lease.id, at, parts)
+    return _transaction(transaction_id, "return_lease", lease.id, at, parts, command=command)
 
 
 def release_hold(hold: Hold, *, command: Command) -> Transaction | None:

@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Any, Final
 
-from sqlalchemy import bindparam, delete, insert, update
+import msgspec
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from steelyard.ledger.hold import (
     read_budget_draws,
@@ -56,6 +57,11 @@ _RECALLED = SetStatement("SELECT id FROM leases WHERE status = 'recalled' AND so
 _OF_SOURCES = SetStatement(
     f"{SELECT_LEASES} WHERE substr(source, 1, length(CAST(:prefix AS TEXT))) = :prefix ORDER BY id"
 )
+_ENDING_WITH = SetStatement("SELECT id FROM leases WHERE last_event_id IN :ids")
+
+
+class _Named(msgspec.Struct):
+    id: str
 
 
 class SqlLeaseUnit(SqlBudgetUnit):
@@ -114,6 +120,31 @@ class SqlLeaseUnit(SqlBudgetUnit):
     def leases_of(self, *, source_prefix: str) -> list[Lease]:
         rows = _OF_SOURCES.rows(self.connection, {"prefix": source_prefix})
         return [lease_of(row) for row in rows]
+
+    def leases_ending_with(self, event_id: str) -> list[str]:
+        return sorted(row[0] for row in _ENDING_WITH.rows_in(self.connection, [event_id]))
+
+    def events_dismissed(self, event_ids: Collection[str]) -> set[str]:
+        records, dismissals = schema.quarantined_events, schema.quarantine_dismissals
+        query = select(records.c.body).join(
+            dismissals, dismissals.c.content_hash == records.c.content_hash
+        )
+        found: set[str] = set()
+        for event_id in event_ids:
+            rows = self.connection.execute(
+                query.where(records.c.body.contains(event_id, autoescape=True))
+            )
+            if any(_id_in(row.body) == event_id for row in rows):
+                found.add(event_id)
+        return found
+
+
+def _id_in(body: str) -> str | None:
+    """What a record calls itself, which may be anything."""
+    try:
+        return msgspec.json.decode(body, type=_Named).id
+    except msgspec.DecodeError:
+        return None
 
 
 def lease_of(row: Sequence[Any]) -> Lease:
