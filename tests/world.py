@@ -20,6 +20,7 @@ from steelyard.billing.top_up import add_credit
 from steelyard.billing.verification import Check, verify_books
 from steelyard.clock import FakeClock
 from steelyard.entrypoints.openai_api.error_answer import error_body, status_of
+from steelyard.entrypoints.openai_api.surfaces import SERVED
 from steelyard.entrypoints.worker_process import Worker
 from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.outbox import Outbox
@@ -299,6 +300,23 @@ class World:
         gateway = Gateway(self.admission, self.outbox, self.clock, self.audit)
         try:
             asked = parse_chat(json.dumps(body).encode())
+            with anyio.fail_after(20):
+                await serve(gateway, asked, self.keys[key], client, request_id=new_id())
+        except SteelyardError as error:
+            return Answered(client, error)
+        return Answered(client)
+
+    def ask(self, path: str, key: str = "acme", **body: Any) -> Answered:
+        """Ask for any work that is answered whole."""
+        return anyio.run(self.ask_async, path, key, body)
+
+    async def ask_async(self, path: str, key: str, body: dict[str, Any]) -> Answered:
+        client = RecordingClient()
+        await self.prices.snapshot.refresh()
+        await self.admission.catalog.refresh()
+        gateway = Gateway(self.admission, self.outbox, self.clock, self.audit)
+        try:
+            asked = SERVED[path].parse(json.dumps(body).encode())
             with anyio.fail_after(20):
                 await serve(gateway, asked, self.keys[key], client, request_id=new_id())
         except SteelyardError as error:

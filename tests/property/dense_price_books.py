@@ -17,6 +17,7 @@ METERS: tuple[str, ...] = (
     "output.text",
     "output.text.reasoning",
     "call",
+    "item",
 )
 BOUNDS = (2, 5, 9)
 COUNTS = (1, 2, 3, 4, 5, 9, 10)

@@ -38,8 +38,8 @@ def test_amounts_are_read_without_floats() -> None:
     prices = book.prices_of("gpt-4o")
 
     assert prices is not None
-    assert prices.meters["input.text"].picos_per_unit(input_tokens=1) == 546_875
-    assert prices.meters["output.text"].picos_per_unit(input_tokens=1) == 10_000_000
+    assert prices.meters["input.text"].picos_per_unit(size=1) == 546_875
+    assert prices.meters["output.text"].picos_per_unit(size=1) == 10_000_000
 
 
 def test_an_exact_name_goes_before_a_pattern() -> None:

@@ -119,8 +119,8 @@ def test_a_window_has_tiers_of_its_own_or_none() -> None:
     inside = price.at(datetime(2026, 11, 20, 1, tzinfo=UTC))
     outside = price.at(datetime(2026, 11, 20, 2, tzinfo=UTC))
 
-    assert inside.picos_per_unit(input_tokens=6) == 10**12
-    assert outside.picos_per_unit(input_tokens=6) == 4 * 10**12
+    assert inside.picos_per_unit(size=6) == 10**12
+    assert outside.picos_per_unit(size=6) == 4 * 10**12
 
 
 def test_time_zones_come_from_the_package() -> None:

@@ -42,8 +42,8 @@ def test_litellms_suffixes_are_tiers() -> None:
     )
 
     price = imported.book.models[0].meters["input.text"]
-    assert price.picos_per_unit(input_tokens=200_000) == 1_000_000
-    assert price.picos_per_unit(input_tokens=200_001) == 2_000_000
+    assert price.picos_per_unit(size=200_000) == 1_000_000
+    assert price.picos_per_unit(size=200_001) == 2_000_000
 
 
 def test_what_litellm_says_and_we_cannot_is_named_and_counted() -> None:

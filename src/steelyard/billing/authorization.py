@@ -6,7 +6,7 @@ Prices are those of the moment of admission: which windows are open is decided b
 from bisect import bisect_right
 from collections.abc import Mapping
 
-from steelyard.metering.usage import CALL, INPUT_TEXT, INPUT_TOKENS, OUTPUT_TEXT
+from steelyard.metering.usage import CALL, INPUT_TEXT, INPUT_TOKENS, ITEM, OUTPUT_TEXT
 from steelyard.money import Currency, Money
 from steelyard.pricing.price_book import ModelPrices, PriceNotFound
 
@@ -33,12 +33,12 @@ def highest_charge_within(
     """
     prompt_max = sum(n for family, n in counts_max.items() if family in INPUT_TOKENS)
     picos = sum(
-        count * _highest_rate(prices, family, input_tokens_max=prompt_max)
+        count * _highest_rate(prices, family, size_max=count if family == ITEM else prompt_max)
         for family, count in counts_max.items()
     )
     for meter, formula in prices.equivalent_tokens.items():
         counts = {name: _count_max(name, counts_max) for name in formula.meters}
-        rate = prices.meters[meter].highest_picos_per_unit(input_tokens_max=prompt_max)
+        rate = prices.meters[meter].highest_picos_per_unit(size_max=prompt_max)
         picos += formula.highest(counts) * rate
     return Money(max(picos, prices.minimum or 0), currency)
 
@@ -59,7 +59,7 @@ def affordable_output_tokens(available: Money, *, input_tokens: int, prices: Mod
     return max(0, affordable)
 
 
-def _highest_rate(prices: ModelPrices, family: str, *, input_tokens_max: int) -> int:
+def _highest_rate(prices: ModelPrices, family: str, *, size_max: int) -> int:
     """The dearest price in a family; what only a formula counts has no price of its own."""
     bearer = prices.bearer_of(family)
     if bearer is None:
@@ -70,7 +70,7 @@ def _highest_rate(prices: ModelPrices, family: str, *, input_tokens_max: int) ->
         if meter == bearer or meter.startswith(f"{family}.")
     ]
     return max(
-        (price.highest_picos_per_unit(input_tokens_max=input_tokens_max) for price in priced),
+        (price.highest_picos_per_unit(size_max=size_max) for price in priced),
         default=0,
     )
 

@@ -26,6 +26,7 @@ MINUTES_OF_WEEK = 7 * MINUTES_OF_DAY
 DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DERIVED_SUFFIX = ".equivalent_tokens"
 NO_WINDOW = -1
+ITEM = "item"
 
 Document = Mapping[str, Any]
 _Key = TypeVar("_Key", bound=int | tuple[int, ...])
@@ -74,13 +75,13 @@ class _NotRateable(Exception):
 
 
 class _Steps(NamedTuple):
-    """A unit price by the length of the prompt: `units[i]` up to `bounds[i]`, then the last."""
+    """A unit price by the size of the request: `units[i]` up to `bounds[i]`, then the last."""
 
     bounds: Sequence[int]
     units: Sequence[int]
 
-    def at(self, prompt: int) -> int:
-        return self.units[bisect_left(self.bounds, prompt)]
+    def at(self, size: int) -> int:
+        return self.units[bisect_left(self.bounds, size)]
 
 
 class _Block(NamedTuple):
@@ -152,6 +153,7 @@ class _Prices:
         named = {name for formula in self._formulas.values() for name in formula_meters(formula)}
         self._homes = [_nearest(meter, self._prices.keys() | named) for meter in meters]
         self._prompt_places = [i for i, m in enumerate(meters) if _counts_prompt_tokens(m)]
+        self._item_places = [i for i, meter in enumerate(meters) if meter == ITEM]
         priced = self._prices.keys() & set(self._homes)
         self._needed = sorted(priced | self._formulas.keys())
         self.has_windows = any("windows" in self._prices[name] for name in self._needed)
@@ -167,8 +169,17 @@ class _Prices:
                 name: _read_steps(self._prices[name], window)
                 for name, window in zip(self._needed, windows, strict=True)
             }
-            for prompt, piece in self._by_prompt(part, steps.values()):
-                yield piece, {name: step.at(prompt) for name, step in steps.items()}
+            by_prompt = [step for name, step in steps.items() if name != ITEM]
+            by_items = [step for name, step in steps.items() if name == ITEM]
+            for prompt, piece in _by_size(part, by_prompt, self._prompt_places):
+                for items, alike in _by_size(piece, by_items, self._item_places):
+                    yield (
+                        alike,
+                        {
+                            name: step.at(items if name == ITEM else prompt)
+                            for name, step in steps.items()
+                        },
+                    )
 
     def _by_window(
         self, block: _Block, events: Sequence[RateableEvent]
@@ -184,16 +195,6 @@ class _Prices:
     def _open_windows(self, second: str) -> tuple[int, ...]:
         moment = datetime.fromisoformat(second)
         return tuple(_open_window(self._prices[name], moment) for name in self._needed)
-
-    def _by_prompt(self, block: _Block, steps: Iterable[_Steps]) -> Iterator[tuple[int, _Block]]:
-        """Events whose prompts are beyond the same tiers, with a prompt that stands for theirs."""
-        bounds = sorted({bound for step in steps for bound in step.bounds})
-        if not bounds:
-            yield 0, block
-            return
-        prompts = block.sum(block.columns[i] for i in self._prompt_places)
-        for reach, part in block.split([bisect_left(bounds, prompt) for prompt in prompts]):
-            yield bounds[reach] if reach < len(bounds) else bounds[-1] + 1, part
 
     def rate(self, block: _Block, units: Mapping[str, int]) -> Iterator[Rated]:
         """Price events that have the same unit prices, a whole column at a time."""
@@ -235,6 +236,20 @@ class _Prices:
             max(0, self._minimum - total) if count else 0
             for count, total in zip(used, totals, strict=True)
         ]
+
+
+def _by_size(
+    block: _Block, steps: Iterable[_Steps], places: Sequence[int]
+) -> Iterator[tuple[int, _Block]]:
+    """Events that are beyond the same tiers, with a size that stands for theirs; a size is the sum
+    of the columns at these places."""
+    bounds = sorted({bound for step in steps for bound in step.bounds})
+    if not bounds:
+        yield 0, block
+        return
+    sizes = block.sum(block.columns[i] for i in places)
+    for reach, part in block.split([bisect_left(bounds, size) for size in sizes]):
+        yield bounds[reach] if reach < len(bounds) else bounds[-1] + 1, part
 
 
 def _rated_without_zeros(sheet: Sheet, counts: Sequence[int], gap: int, picos: int) -> Rated:

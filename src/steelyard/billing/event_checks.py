@@ -5,14 +5,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from steelyard.billing.event_rating import EventNotRateable, calls_are_priced, rate_record
+from steelyard.billing.event_rating import EventNotRateable, priced_among, rate_record
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS
 from steelyard.billing.invariant_check import Check
 from steelyard.billing.settlement_matrix import MATRIX
 from steelyard.billing.stored_event import HourRow, ReplayedEvent
 from steelyard.ledger.hold import read_budget_draws, read_draws
 from steelyard.metering.upstream_usage import read_upstream_usage
-from steelyard.metering.usage import CALL, TOKEN_METERS
+from steelyard.metering.usage import CALL, INPUT_TEXT, ITEM, TOKEN_METERS
 from steelyard.metering.usage_event import UsageEvent, write_meters
 from steelyard.money import read_decimal
 from steelyard.pricing.price_book import CanonicalDocument
@@ -160,10 +160,11 @@ class CountCheck:
             return
         raw = decoded.data.upstream_usage
         reported = read_upstream_usage(raw) if raw else None
-        if reported:
-            reported = reported.folded(decoded.data.meters)
-        if reported and reported.counts and self._are_calls_priced(decoded):
-            reported = reported.with_one(CALL)
+        if reported and reported.counts:
+            priced = self._priced(decoded)
+            reported = reported.folded({*decoded.data.meters, *priced})
+            if CALL in priced:
+                reported = reported.with_one(CALL)
         self._check.expect(
             reported is not None and write_meters(reported) == decoded.data.meters,
             lambda: f"event {decoded.id} bills other counts than were reported",
@@ -172,14 +173,15 @@ class CountCheck:
     def finish(self) -> Check:
         return self._check
 
-    def _are_calls_priced(self, event: UsageEvent) -> bool:
-        """Whether the answer itself is counted, beside what the upstream reported."""
+    def _priced(self, event: UsageEvent) -> set[str]:
+        """Those meters that are counted only where they have a price."""
         document = self._documents.get(event.data.price_version)
+        optional = {CALL, ITEM, INPUT_TEXT}
         try:
-            return document is not None and calls_are_priced(event.data, document=document)
+            return priced_among(event.data, optional, document=document) if document else set()
         except EventNotRateable:
             # The rating's own check names this event.
-            return False
+            return set()
 
 
 class HourCheck:

@@ -7,7 +7,7 @@ fractions of the decimal strings as they were published.
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime, time, timedelta
 from fractions import Fraction
 from itertools import chain
@@ -40,8 +40,15 @@ def rate_record(record: UsageRecord, *, document: Mapping[str, Any]) -> list[Cha
     bearers = {meter: _bearer(meter, {*entry["prices"], *named}) for meter in counts}
     derived = _equivalents(formulas, counts, bearers)
     prompt = sum(count for meter, count in counts.items() if _is_prompt_tokens(meter))
+    sizes = {"item": counts.get("item", 0)}
     lines = [
-        _line(meter, count, entry["prices"][bearer], prompt=prompt, admitted_at=record.admitted_at)
+        _line(
+            meter,
+            count,
+            entry["prices"][bearer],
+            size=sizes.get(bearer, prompt),
+            admitted_at=record.admitted_at,
+        )
         for meter, count, bearer in [
             *((meter, count, bearers[meter]) for meter, count in counts.items()),
             *((meter, count, meter) for meter, count in derived.items()),
@@ -51,11 +58,14 @@ def rate_record(record: UsageRecord, *, document: Mapping[str, Any]) -> list[Cha
     return [*(line for line in lines if line.count), *_minimum(entry, lines, counts)]
 
 
-def calls_are_priced(record: UsageRecord, *, document: Mapping[str, Any]) -> bool:
-    """Whether the gateway counts one `call` for an answered request of this record."""
+def priced_among(
+    record: UsageRecord, meters: Container[str], *, document: Mapping[str, Any]
+) -> set[str]:
+    """Those of some meters without a parent that the prices or formulas of this record name."""
     entry = _entry(record.model_served, document["models"])
     formulas: Mapping[str, str] = entry.get("equivalent_tokens", {})
-    return "call" in entry["prices"] or any("call" in formula_meters(f) for f in formulas.values())
+    named = chain(entry["prices"], *(formula_meters(formula) for formula in formulas.values()))
+    return {meter for meter in named if meter in meters}
 
 
 def _entry(model: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -103,10 +113,10 @@ def _equivalents(
 
 
 def _line(
-    meter: str, count: int, price: Mapping[str, Any], *, prompt: int, admitted_at: str
+    meter: str, count: int, price: Mapping[str, Any], *, size: int, admitted_at: str
 ) -> ChargeLine:
     stated = _stated(price, admitted_at=admitted_at)
-    unit = Fraction(_amount(stated, prompt=prompt)) * PICOS / price["per"]
+    unit = Fraction(_amount(stated, size=size)) * PICOS / price["per"]
     if unit.denominator != 1:
         raise EventNotRateable(f"{meter}: {count} units at {price} do not give whole picos")
     return ChargeLine(meter, count, unit.numerator)
@@ -139,9 +149,9 @@ def _is_open(window: Mapping[str, Any], moment: datetime) -> bool:
     return False
 
 
-def _amount(stated: Mapping[str, Any], *, prompt: int) -> str:
-    """The amount of the highest tier that the prompt has passed, or the base amount."""
-    passed = [tier for tier in stated.get("tiers", ()) if prompt > tier["above"]]
+def _amount(stated: Mapping[str, Any], *, size: int) -> str:
+    """The amount of the highest tier that the request has passed, or the base amount."""
+    passed = [tier for tier in stated.get("tiers", ()) if size > tier["above"]]
     if not passed:
         return stated["amount"]
     return max(passed, key=lambda tier: tier["above"])["amount"]

@@ -29,6 +29,7 @@ from steelyard.metering.usage import (
     INPUT_AUDIO_TOKENS,
     INPUT_IMAGE_TOKENS,
     INPUT_TEXT,
+    ITEM,
     OUTPUT_AUDIO_TOKENS,
     OUTPUT_IMAGE_TOKENS,
     OUTPUT_TEXT,
@@ -117,6 +118,7 @@ class _Bound:
     output_tokens: int
     is_exact: bool
     extra_tokens: int
+    item_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ class Admission:
         prices, currency = route.pinned.prices, route.pinned.currency
         count = await route.count(asked)
         output = self._output_tokens(asked, route)
-        bound = _Bound(count, output, is_exact=True, extra_tokens=asked.size.extra_tokens)
+        bound = _bound_of(asked, count, output, is_exact=True)
         usage = text_usage(input_tokens=count, output_tokens=0)
         return Quote(
             model=route.model,
@@ -196,8 +198,8 @@ class Admission:
         return min(wanted, route.model.context_tokens_max) * asked.choice_count
 
     def _route(self, asked: Asked, key: VirtualKey) -> _Route:
-        model, upstream = self.catalog.find(asked.model)
-        way = asked.way_over(upstream.habits.paths)
+        model, upstream = self.catalog.find(asked.model, paths={way.path for way in asked.ways})
+        way = asked.way_over(model.paths or upstream.habits.paths)
         pinned = self.prices.pin(model.id, organisation=key.department.organisation)
         return _Route(model, upstream, way, pinned)
 
@@ -212,11 +214,11 @@ class Admission:
             )
         at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
         if at_most is not None and at_most <= limit:
-            return _Bound(at_most, output, is_exact=False, extra_tokens=asked.size.extra_tokens)
+            return _bound_of(asked, at_most, output, is_exact=False)
         count = await route.count(asked)
         if count > limit:
             raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are allowed")
-        return _Bound(count, output, is_exact=True, extra_tokens=asked.size.extra_tokens)
+        return _bound_of(asked, count, output, is_exact=True)
 
     def _open(
         self, asked: Asked, key: VirtualKey, route: _Route, *, request_id: str
@@ -254,13 +256,15 @@ class Admission:
             return await self._place(opened, bound, pinned), bound
         except (HoldDeclined, BudgetExceeded) as error:
             declined = error
-        if not bound.is_exact:
+        if not bound.is_exact and (asked.choice_count or pinned.prices.bearer_of(INPUT_TEXT)):
             bound = replace(bound, input_tokens=await route.count(asked), is_exact=True)
             try:
                 return await self._place(opened, bound, pinned), bound
             except (HoldDeclined, BudgetExceeded) as error:
                 declined = error
-        affordable = _affordable(declined, bound, pinned) // max(1, asked.choice_count)
+        if not asked.choice_count:
+            raise _too_little(declined, 0, bound, pinned) from declined
+        affordable = _affordable(declined, bound, pinned) // asked.choice_count
         if asked.output_tokens_max is not None or affordable < 1:
             raise _too_little(declined, affordable, bound, pinned) from declined
         shortened = min(affordable * asked.choice_count, bound.output_tokens)
@@ -289,6 +293,11 @@ class Admission:
         return await self.holding.place(hold, scope)
 
 
+def _bound_of(asked: Asked, input_tokens: int, output_tokens: int, *, is_exact: bool) -> _Bound:
+    extra = asked.size.extra_tokens
+    return _Bound(input_tokens, output_tokens, is_exact, extra, asked.item_count)
+
+
 def _affordable(
     declined: HoldDeclined | BudgetExceeded, bound: _Bound, pinned: PinnedPrices
 ) -> int:
@@ -311,17 +320,28 @@ def _too_little(
         return OverBudget(f"{declined}; {advice}ask for a larger budget")
     return NotEnoughMoney(
         f"this request may cost up to {_highest(bound, pinned)} "
-        f"({bound.input_tokens} tokens in, up to {bound.output_tokens} out); "
+        f"({_size_of(bound)}); "
         f"available: {declined.available}; {advice}top up"
     )
 
 
+def _size_of(bound: _Bound) -> str:
+    items = f"{bound.item_count} items, " if bound.item_count else ""
+    return f"{items}{bound.input_tokens} tokens in, up to {bound.output_tokens} out"
+
+
 def _highest(bound: _Bound, pinned: PinnedPrices) -> Money:
-    """What these tokens cost at their dearest, should they be sound or images where those have a
-    price of their own."""
+    """What these tokens and items cost at their dearest, should the tokens be sound or images where
+    those have a price of their own."""
     prices = pinned.prices
-    families = {INPUT_TEXT: bound.input_tokens, OUTPUT_TEXT: bound.output_tokens, CALL: 1}
+    families = {INPUT_TEXT: bound.input_tokens, OUTPUT_TEXT: bound.output_tokens}
+    if bound.item_count and (prices.bearer_of(ITEM) or prices.bearer_of(CALL)):
+        # Work that is priced by the item or the call needs no price for the tokens that it reads.
+        families = {}
     others = {
+        INPUT_TEXT: bound.input_tokens,
+        CALL: 1,
+        ITEM: bound.item_count,
         INPUT_AUDIO_TOKENS: bound.extra_tokens,
         INPUT_IMAGE_TOKENS: bound.extra_tokens,
         OUTPUT_AUDIO_TOKENS: bound.output_tokens,
@@ -330,7 +350,7 @@ def _highest(bound: _Bound, pinned: PinnedPrices) -> Money:
     # Work that writes nothing needs no price for what is written.
     counts_max = {
         family: count
-        for family, count in families.items()
-        if (count and family != CALL) or prices.bearer_of(family)
-    } | {family: count for family, count in others.items() if count and prices.bearer_of(family)}
+        for family, count in (families | others).items()
+        if count and (family in families or prices.bearer_of(family))
+    }
     return highest_charge_within(counts_max, prices=prices, currency=pinned.currency)

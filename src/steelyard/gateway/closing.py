@@ -14,7 +14,7 @@ from steelyard.gateway.holding import Holding
 from steelyard.gateway.prices import PinnedPrices
 from steelyard.gateway.workloads.answer import PricedUsage
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage import CALL, Usage
+from steelyard.metering.usage import CALL, INPUT_TEXT, Usage
 from steelyard.metering.usage_event import EndCause
 from steelyard.money import Money
 from steelyard.pricing.rating import Charge, rate_usage
@@ -68,8 +68,10 @@ def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
 
     Tokens of sound and images that the price book does not name cost what text costs.
     """
-    usage = usage.folded({meter for meter in usage.counts if pinned.prices.bearer_of(meter)})
-    if usage.counts and pinned.prices.bearer_of(CALL):
+    is_answered = bool(usage.counts)
+    bearer_of = pinned.prices.bearer_of
+    usage = usage.folded({meter for meter in (*usage.counts, INPUT_TEXT) if bearer_of(meter)})
+    if is_answered and bearer_of(CALL):
         usage = usage.with_one(CALL)
     return usage, rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
 

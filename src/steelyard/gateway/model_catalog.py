@@ -1,6 +1,6 @@
 """Which models are served, by which upstream; kept fresh in the background."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 import anyio
@@ -22,12 +22,20 @@ class ModelCatalog:
         default_factory=dict[str, tuple[ServedModel, Upstream]]
     )
 
-    def find(self, model: str | None) -> tuple[ServedModel, Upstream]:
-        """The model of this name, or the only one; raises ModelNotFound or UpstreamUnavailable."""
+    def find(
+        self, model: str | None, *, paths: Set[str] = frozenset()
+    ) -> tuple[ServedModel, Upstream]:
+        """The model of this name, or the first that is served at one of the paths, or else the
+        first; raises ModelNotFound or UpstreamUnavailable."""
         if not self._models:
             raise UpstreamUnavailable("no model is ready yet; try again in a moment")
         if model is None:
-            return next(iter(self._models.values()))
+            fitting = (
+                (served, upstream)
+                for served, upstream in self._models.values()
+                if paths & (served.paths or upstream.habits.paths)
+            )
+            return next(fitting, next(iter(self._models.values())))
         found = self._models.get(model)
         if found is None:
             known = ", ".join(sorted(self._models))

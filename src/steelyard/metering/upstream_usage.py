@@ -17,6 +17,7 @@ from steelyard.metering.usage import (
     INPUT_TEXT_CACHE_READ,
     INPUT_TEXT_CACHE_WRITE,
     INPUT_TEXT_CACHE_WRITE_1H,
+    ITEM,
     OUTPUT_AUDIO_TOKENS,
     OUTPUT_IMAGE_TOKENS,
     OUTPUT_TEXT,
@@ -57,6 +58,8 @@ class OpenAIUsage(msgspec.Struct):
     completion_tokens_details: OutputDetails | None = None
     # DeepSeek's name of the cached tokens.
     prompt_cache_hit_tokens: int | None = None
+    # Of work that is counted in items: texts that were classified.
+    items: int | None = None
 
 
 class ResponsesUsage(msgspec.Struct):
@@ -93,7 +96,9 @@ class _Shape(msgspec.Struct):
     """Enough of a block to tell which of the three it is."""
 
     prompt_tokens: int | None = None
+    input_tokens: int | None = None
     total_tokens: int | None = None
+    items: int | None = None
 
 
 _shape_decoder = msgspec.json.Decoder(_Shape | None)
@@ -113,6 +118,10 @@ def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
             return None
         if shape.prompt_tokens is not None:
             return translate_openai_usage(_openai_decoder.decode(raw))
+        if shape.input_tokens is None and (shape.total_tokens, shape.items) != (None, None):
+            # Of work that writes nothing some servers tell the total alone, or only items.
+            total = shape.total_tokens or 0
+            return translate_openai_usage(OpenAIUsage(total, items=shape.items))
         if shape.total_tokens is not None:
             return translate_responses_usage(_responses_decoder.decode(raw))
         return translate_anthropic_usage(_anthropic_decoder.decode(raw))
@@ -132,6 +141,7 @@ def translate_openai_usage(block: OpenAIUsage) -> Usage:
         cached=cached,
         details=details,
         output=block.completion_tokens_details or OutputDetails(),
+        items=block.items or 0,
     )
 
 
@@ -165,7 +175,13 @@ def translate_anthropic_usage(block: AnthropicUsage) -> Usage:
 
 
 def _disjoint(
-    prompt: int, completion: int, *, cached: int, details: InputDetails, output: OutputDetails
+    prompt: int,
+    completion: int,
+    *,
+    cached: int,
+    details: InputDetails,
+    output: OutputDetails,
+    items: int = 0,
 ) -> Usage:
     audio, image = details.audio_tokens or 0, details.image_tokens or 0
     written = details.cache_write_tokens or details.cache_creation_tokens or 0
@@ -186,6 +202,7 @@ def _disjoint(
             OUTPUT_TEXT_REASONING: reasoning,
             OUTPUT_AUDIO_TOKENS: spoken,
             OUTPUT_IMAGE_TOKENS: drawn,
+            ITEM: items,
         }
     )
 

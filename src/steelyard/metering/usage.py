@@ -51,7 +51,7 @@ METERS: Final[Mapping[str, str]] = MappingProxyType(
         OUTPUT_IMAGE_TOKENS: "tokens of images in the answer",
         SEARCH: "searches of the web on behalf of the request",
         CALL: "answered requests",
-        ITEM: "answered items of a batch",
+        ITEM: "items of a request that were answered, such as texts that were classified",
         ENGINE_GPU_MILLISECONDS: "milliseconds of a GPU that the request kept busy",
     }
 )
@@ -103,19 +103,21 @@ class Usage:
     def folded(self, named: Container[str]) -> "Usage":
         """The same usage in named meters only: tokens of a meter that is not named are text.
 
-        A search that is not named has no price, and is the operator's own affair.
+        A search or an item that is not named has no price, and is the operator's own affair. So are
+        the tokens of work that is counted in items, where text is not named.
         """
         counts: Counter[str] = Counter()
+        is_priced_otherwise = ITEM in self.counts and INPUT_TEXT not in named
         for meter, count in self.counts.items():
             if meter in named:
                 counts[meter] += count
             elif meter in INPUT_TOKENS:
-                counts[INPUT_TEXT] += count
+                counts[INPUT_TEXT] += 0 if is_priced_otherwise else count
             elif meter in OUTPUT_TOKENS:
                 counts[OUTPUT_TEXT] += count
-            elif meter != SEARCH:
+            elif meter not in {SEARCH, ITEM}:
                 counts[meter] += count
-        return Usage(dict(counts))
+        return Usage({meter: count for meter, count in counts.items() if count})
 
     @property
     def input_tokens(self) -> int:

@@ -13,7 +13,8 @@ DAYS: Final[tuple[Day, ...]] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """The amount that applies, to every unit, once the prompt has more than `above` tokens."""
+    """The amount that applies, to every unit, once the request is larger than `above`: its prompt in
+    tokens, or where the meter counts items, its items."""
 
     above: int
     picos: int
@@ -62,7 +63,7 @@ class Window:
 class Price:
     """What one unit of a meter costs: `picos` for every `per` units. Divides without remainder.
 
-    Tiers are cliffs: the length of the prompt decides on one of the amounts for all units, so the
+    Tiers are cliffs: the size of the request decides on one of the amounts for all units, so the
     price of a request depends on nothing but the request.
     """
 
@@ -95,19 +96,19 @@ class Price:
                 return Price(window.picos, self.per, window.tiers)
         return replace(self, windows=())
 
-    def picos_per_unit(self, *, input_tokens: int) -> int:
-        """The price of a unit in a request whose prompt has so many tokens."""
+    def picos_per_unit(self, *, size: int) -> int:
+        """The price of a unit in a request of this size: its prompt in tokens, or its items."""
         assert not self.windows, "the moment decides first: use at()"
         picos = self.picos
         for tier in self.tiers:
-            if input_tokens > tier.above:
+            if size > tier.above:
                 picos = tier.picos
         return picos // self.per
 
-    def highest_picos_per_unit(self, *, input_tokens_max: int) -> int:
-        """The most that a unit can cost while the prompt may have up to so many tokens."""
+    def highest_picos_per_unit(self, *, size_max: int) -> int:
+        """The most that a unit can cost in a request of up to this size."""
         assert not self.windows, "the moment decides first: use at()"
-        reachable = [tier.picos for tier in self.tiers if input_tokens_max > tier.above]
+        reachable = [tier.picos for tier in self.tiers if size_max > tier.above]
         return max([self.picos, *reachable]) // self.per
 
     def as_document(self) -> dict[str, Any]:

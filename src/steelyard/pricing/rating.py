@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from steelyard.metering.usage import Usage
+from steelyard.metering.usage import ITEM, Usage
 from steelyard.money import Currency, Money
 from steelyard.pricing.price_book import ModelPrices, PriceNotFound
 
@@ -63,4 +63,5 @@ def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Char
 
 def _line(meter: str, count: int, bearer: str, *, usage: Usage, prices: ModelPrices) -> ChargeLine:
     price = prices.meters[bearer]
-    return ChargeLine(meter, count, price.picos_per_unit(input_tokens=usage.input_tokens))
+    size = usage.count(ITEM) if bearer == ITEM else usage.input_tokens
+    return ChargeLine(meter, count, price.picos_per_unit(size=size))

@@ -9,10 +9,13 @@ from steelyard.entrypoints.openai_api.error_shape import ErrorShape, OpenAIError
 from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.workloads.asked import Asked, read_fields
 from steelyard.gateway.workloads.chat import parse_chat
+from steelyard.gateway.workloads.classification import parse_classification
 from steelyard.gateway.workloads.completion import parse_completion
 from steelyard.gateway.workloads.embedding import parse_embedding
 from steelyard.gateway.workloads.generate import parse_generate
 from steelyard.gateway.workloads.messages import parse_countable_messages, parse_messages
+from steelyard.gateway.workloads.moderation import parse_moderation
+from steelyard.gateway.workloads.rerank import parse_rerank
 from steelyard.gateway.workloads.responses import parse_response
 
 Parse = Callable[[bytes], Asked]
@@ -46,6 +49,9 @@ SERVED: Final[Mapping[str, Surface]] = {
     "/v1/chat/completions": Surface(parse_chat),
     "/v1/completions": Surface(parse_completion),
     "/v1/embeddings": Surface(parse_embedding),
+    "/v1/classifications": Surface(parse_classification),
+    "/v1/moderations": Surface(parse_moderation),
+    "/v1/rerank": Surface(parse_rerank),
     "/v1/responses": Surface(parse_response, ResponsesErrors()),
     "/v1/messages": Surface(parse_messages, ANTHROPIC),
     "/generate": Surface(parse_generate),

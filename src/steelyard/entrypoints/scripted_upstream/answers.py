@@ -1,4 +1,4 @@
-"""Writes a scripted answer in the shape of chat, completions or embeddings."""
+"""Writes a scripted answer in the shape of chat, completions or a list."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import msgspec
 
 from steelyard.entrypoints.scripted_upstream.script import ScriptedAnswer
-from steelyard.gateway.upstreams.habits import COMPLETIONS
+from steelyard.gateway.upstreams.habits import COMPLETIONS, MODERATIONS
+from steelyard.gateway.upstreams.scripted_lists import list_document
 
 Document = dict[str, Any]
-EMBEDDING = [0.1, 0.2, 0.3]
 
 
 def usage_block(answer: ScriptedAnswer, output_tokens: int) -> Document | None:
@@ -60,10 +60,10 @@ def chunks(
         yield {**envelope, "choices": [], "usage": usage}
 
 
-def embeddings(answer: ScriptedAnswer, *, model: str, inputs: int) -> Document:
-    listed = [{"object": "embedding", "index": i, "embedding": EMBEDDING} for i in range(inputs)]
-    document: Document = {"object": "list", "model": model, "data": listed}
-    usage = usage_block(answer, 0)
+def list_answer(answer: ScriptedAnswer, *, path: str, model: str, asked: Document) -> Document:
+    """Embeddings, classes, moderations or ranks; a moderation of OpenAI's tells no usage."""
+    document = list_document(path, asked, model=model)
+    usage = None if path == MODERATIONS else usage_block(answer, 0)
     return document if usage is None else {**document, "usage": usage}
 
 

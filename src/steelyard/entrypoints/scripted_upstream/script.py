@@ -7,6 +7,8 @@ import msgspec
 import yaml
 
 from steelyard.errors import Refusal
+from steelyard.gateway.upstreams.habits import CHAT, COMPLETIONS
+from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS
 
 UsageScript = Literal["end", "every_chunk", "missing", "zero"]
 
@@ -69,6 +71,9 @@ class Script(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     models: list[str] = msgspec.field(default_factory=lambda: ["scripted"])
     context_tokens_max: int = 8192
     has_facts: bool = True
+    paths: list[str] = msgspec.field(
+        default_factory=lambda: [CHAT, COMPLETIONS, *sorted(LIST_PATHS)]
+    )
     answers: list[ScriptedAnswer] = []
 
 

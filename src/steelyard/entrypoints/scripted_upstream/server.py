@@ -14,10 +14,11 @@ import uvicorn
 import uvloop
 
 from steelyard.entrypoints.openai_api.asgi import Receive, Scope, Send
-from steelyard.entrypoints.scripted_upstream.answers import chunks, embeddings, whole_answer
+from steelyard.entrypoints.scripted_upstream.answers import chunks, list_answer, whole_answer
 from steelyard.entrypoints.scripted_upstream.script import ScriptedAnswer, ScriptPlayer
 from steelyard.gateway.event_stream import write_event
-from steelyard.gateway.upstreams.habits import EMBEDDINGS, MESSAGES, RESPONSES
+from steelyard.gateway.upstreams.habits import MESSAGES, RESPONSES
+from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS
 from steelyard.gateway.workloads.answer import Answer, PricedUsage
 from steelyard.gateway.workloads.chat_as_messages import ChatAsMessages
 from steelyard.gateway.workloads.chat_as_response import ChatAsResponse
@@ -65,7 +66,7 @@ class ScriptedServer:
 
     def _models(self) -> Document:
         script = self._player.script
-        facts = {"steelyard": _FACTS} if script.has_facts else {}
+        facts = {"steelyard": _FACTS | {"paths": script.paths}} if script.has_facts else {}
         listed = [
             {"id": name, "object": "model", "max_model_len": script.context_tokens_max, **facts}
             for name in script.models
@@ -117,10 +118,8 @@ async def _whole(answer: ScriptedAnswer, path: str, asked: Document) -> Document
     model = str(asked.get("model"))
     if answer.hangs_after_words is not None:
         await anyio.sleep_forever()
-    if path == EMBEDDINGS:
-        inputs: str | list[str] = asked["input"]
-        count = 1 if isinstance(inputs, str) else len(inputs)
-        return embeddings(answer, model=model, inputs=count)
+    if path in LIST_PATHS:
+        return list_answer(answer, path=path, model=model, asked=asked)
     chat = whole_answer(answer, path=path, model=model, choices=asked.get("n") or 1)
     told = _translator(path, asked)
     if told is None:

@@ -25,13 +25,17 @@ class UpstreamFailed(Failure):
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as its upstream describes it; the context is in tokens."""
+    """A model as its upstream describes it; the context is in tokens.
+
+    `paths` is what this model can do, where it is not all that its upstream can.
+    """
 
     id: str
     upstream: str
     context_tokens_max: int
     has_chat_template: bool
     tokenizer: TokenizerFacts
+    paths: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ COMPLETIONS: Final = "/v1/completions"
 EMBEDDINGS: Final = "/v1/embeddings"
 RESPONSES: Final = "/v1/responses"
 MESSAGES: Final = "/v1/messages"
+CLASSIFICATIONS: Final = "/v1/classifications"
+MODERATIONS: Final = "/v1/moderations"
+RERANK: Final = "/v1/rerank"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ class _Tokenizer(msgspec.Struct):
     template_tokens_per_message: int
     special_tokens_added: int = 1
     has_chat_template: bool = True
+    paths: frozenset[str] | None = None
 
 
 class _Model(msgspec.Struct):
@@ -233,6 +234,7 @@ class OpenAIHttpUpstream:
                 template_tokens_per_message=facts.template_tokens_per_message,
                 special_tokens_added=facts.special_tokens_added,
             ),
+            paths=facts.paths,
         )
 
 

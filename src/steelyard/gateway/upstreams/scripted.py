@@ -17,7 +17,8 @@ from steelyard.gateway.upstreams.base import (
     UpstreamFailed,
     UpstreamUnavailable,
 )
-from steelyard.gateway.upstreams.habits import ENGINE, Habits
+from steelyard.gateway.upstreams.habits import CHAT, COMPLETIONS, ENGINE, Habits
+from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS, list_document
 from steelyard.metering.token_bound import TokenizerFacts
 from steelyard.metering.usage_event import CountSource
 
@@ -63,13 +64,15 @@ class ScriptedUpstream:
     count_source: CountSource = "provider"
     habits: Habits = ENGINE
     context_tokens_max: int = 8192
+    paths: frozenset[str] | None = frozenset({CHAT, COMPLETIONS, *LIST_PATHS})
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     cancelled_count: int = 0
     logged: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
 
     async def models(self) -> list[ServedModel]:
         self._check_presence()
-        return [ServedModel(self.model, self.name, self.context_tokens_max, True, FACTS)]
+        context = self.context_tokens_max
+        return [ServedModel(self.model, self.name, context, True, FACTS, paths=self.paths)]
 
     async def count_prompt_tokens(self, path: str, body: bytes) -> int:
         del path, body
@@ -87,12 +90,14 @@ class ScriptedUpstream:
     async def answer(
         self, path: str, body: bytes, *, request_id: str, tenant: str
     ) -> UpstreamAnswer:
-        del path, request_id, tenant
+        del request_id, tenant
         self._begin(body)
         if self.script.status != 200:
             return self._refusal()
         if self.script.raw is not None:
             return UpstreamAnswer(200, self.script.raw)
+        if path in LIST_PATHS:
+            return await self._answer_list(path)
         for position in range(len(self.script.words) + 1):
             await self._act_at(position)
         message = {"role": "assistant", "content": " ".join(self.script.words)}
@@ -128,6 +133,13 @@ class ScriptedUpstream:
 
     def refusal(self) -> UpstreamAnswer:
         return self._refusal()
+
+    async def _answer_list(self, path: str) -> UpstreamAnswer:
+        await self._act_at(0)
+        document = list_document(path, self.bodies[-1], model=self.model)
+        if self.script.reports_usage:
+            document["usage"] = self._usage(0)
+        return UpstreamAnswer(200, msgspec.json.encode(document))
 
     def _begin(self, body: bytes) -> None:
         self._check_presence()

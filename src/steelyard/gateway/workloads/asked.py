@@ -92,6 +92,8 @@ class Asked:
     request_digest: str
     ways: Sequence[Way]
     choice_count: int = 1
+    # What is counted one by one, such as texts that are classified.
+    item_count: int = 0
     # The client can ask for the answer again (Idempotency-Key): it is kept.
     is_repeatable: bool = False
 
