@@ -41,6 +41,12 @@ class Settings(BaseSettings):
         default=None,
         description="database of the books; default: SQLite in the data folder",
     )
+    books_patience_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="how long gateway and worker, when they start, wait for a database that is "
+        "away; in seconds",
+    )
     models_dir: Path | None = Field(
         default=None, description="folder of converted models; default: in the data folder"
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,10 +54,20 @@ class GatewayParts:
 @asynccontextmanager
 async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
     """Build the gateway, find what an earlier life left open, and keep it fresh."""
+    async with AsyncExitStack() as closing, _open_parts(settings, closing) as parts:
+        yield parts
+
+
+@asynccontextmanager
+async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGenerator[GatewayParts]:
+    """Whatever is opened is closed again, the last first, should only a part of it open."""
     stores = await anyio.to_thread.run_sync(lambda: open_stores(settings))
+    closing.callback(stores.database.close)
     source_prefix = f"urn:steelyard:gateway:{settings.gateway_name}:"
     outbox = await anyio.to_thread.run_sync(lambda: _open_outbox(settings, source_prefix))
+    closing.push_async_callback(anyio.to_thread.run_sync, outbox.close)
     holding = Holding.of(stores.books, outbox, stores.clock, ttl_s=settings.lease_ttl_s)
+    closing.push_async_callback(holding.close)
     engine = _engine(settings)
     keys = Snapshot[KeysByHash](
         lambda: _keys_by_hash(stores.access), stores.access.revision, settings.refresh_s
@@ -87,11 +97,13 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
     )
     watch_pruning = _pruning(settings, stores, outbox).watch
     answers = _answers(settings, stores.clock)
+    closing.callback(answers.close)
     audit = await anyio.to_thread.run_sync(lambda: _open_audit(settings, stores.clock))
+    closing.push_async_callback(anyio.to_thread.run_sync, audit.close)
     left_open = await anyio.to_thread.run_sync(recovery.find)
+    await keys.refresh()
+    await prices.refresh()
     async with engine, anyio.create_task_group() as tasks:
-        await keys.refresh()
-        await prices.refresh()
         watches = keys.watch, prices.watch, catalog.watch, watch_pruning, holding.keeper.keep
         for watch in watches:
             tasks.start_soon(watch)
@@ -104,11 +116,6 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
             stores,
         )
         tasks.cancel_scope.cancel()
-    await anyio.to_thread.run_sync(audit.close)
-    await holding.close()
-    await anyio.to_thread.run_sync(outbox.close)
-    answers.close()
-    stores.database.close()
 
 
 def _price_snapshot(settings: Settings, stores: Stores) -> Snapshot[Sequence[PriceVersion]]:

@@ -8,6 +8,7 @@ import uvloop
 from steelyard.app.gateway import open_gateway
 from steelyard.entrypoints.logs import configure_logs
 from steelyard.entrypoints.openai_api.application import GatewayApplication
+from steelyard.entrypoints.patience import start_patiently
 from steelyard.listening import listen
 from steelyard.settings import Settings
 
@@ -18,7 +19,9 @@ def run_gateway(settings: Settings) -> None:
     """Serve until told to stop; open answers get half a minute to finish."""
     configure_logs("gateway")
     listener = listen(settings.host, settings.gateway_port, setting="STEELYARD_GATEWAY_PORT")
-    uvloop.run(_serve(settings, listener))
+    start_patiently(
+        lambda: uvloop.run(_serve(settings, listener)), patience_s=settings.books_patience_s
+    )
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:

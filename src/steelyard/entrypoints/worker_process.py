@@ -19,6 +19,7 @@ from steelyard.billing.grant_expiry import expire_grants
 from steelyard.billing.open_holds import mark_old_holds
 from steelyard.billing.settlement import settle_batch
 from steelyard.entrypoints.logs import configure_logs
+from steelyard.entrypoints.patience import start_patiently
 from steelyard.entrypoints.preparation_process import (
     PreparationProcess,
     PreparationStopped,
@@ -49,7 +50,7 @@ def run_worker(settings: Settings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
-    stores = open_stores(settings)
+    stores = start_patiently(lambda: open_stores(settings), patience_s=settings.books_patience_s)
     logs = open_event_logs(settings, stores)
     worker = Worker(stores, logs, batch_max=settings.worker_batch_max)
     recounts = RecountCollector(

@@ -93,7 +93,11 @@ class LeaseKeeper:
         async with self._working:
             for pocket, lease in self.wallet.leases():
                 lease.is_drained = True
-                await self._end(pocket, lease, timeout_s=CLOSE_TIMEOUT_S)
+                try:
+                    await self._end(pocket, lease, timeout_s=CLOSE_TIMEOUT_S)
+                except Failure as failure:
+                    log.warning("leases.left_for_recovery", reason=str(failure))
+                    return
 
     async def _give_back_recalled(self) -> None:
         recalled = await _in_thread(lambda: self.desk.recalled(source=self.outbox.source))
