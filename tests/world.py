@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
@@ -20,7 +20,7 @@ from steelyard.billing.top_up import add_credit
 from steelyard.billing.verification import Check, verify_books
 from steelyard.clock import FakeClock
 from steelyard.entrypoints.openai_api.error_answer import error_body, status_of
-from steelyard.entrypoints.openai_api.surfaces import SERVED
+from steelyard.entrypoints.openai_api.surfaces import SERVED, Surface
 from steelyard.entrypoints.worker_process import Worker
 from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.outbox import Outbox
@@ -36,6 +36,7 @@ from steelyard.gateway.serve import Gateway, serve
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.scripted import ScriptedUpstream
+from steelyard.gateway.workloads.asked import Asked
 from steelyard.gateway.workloads.chat import parse_chat
 from steelyard.ids import new_id
 from steelyard.metering.usage_event import UsageEvent, decode_event
@@ -70,6 +71,7 @@ class RecordingClient:
     takes_bytes: int | None = None
     status: int | None = None
     document: dict[str, Any] = field(default_factory=dict[str, Any])
+    body: bytes = b""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     events: list[str] = field(default_factory=list[str])
     has_started: bool = False
@@ -96,7 +98,9 @@ class RecordingClient:
 
     async def answer(self, body: bytes, headers: Mapping[str, str]) -> None:
         self.has_started, self.status, self.headers = True, 200, headers
-        self.document = json.loads(body)
+        self.body = body
+        if headers.get("content-type", "application/json") == "application/json":
+            self.document = json.loads(body)
 
     async def answer_from_upstream(
         self, refused: UpstreamRefused, headers: Mapping[str, str]
@@ -111,12 +115,15 @@ class RecordingClient:
         await self.send(b"data: " + error_body(failure))
 
     def words(self) -> list[str]:
-        return [
+        """What has come in pieces: of a chat, or of a transcript."""
+        chunks = self.chunks()
+        spoken = [
             choice["delta"]["content"]
-            for chunk in self.chunks()
+            for chunk in chunks
             for choice in chunk.get("choices", [])
             if choice["delta"].get("content")
         ]
+        return spoken or [c["delta"] for c in chunks if c.get("type") == "transcript.text.delta"]
 
     def chunks(self) -> list[dict[str, Any]]:
         return [json.loads(event) for event in self.events if event != "[DONE]"]
@@ -295,28 +302,29 @@ class World:
             **given,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        await self.prices.snapshot.refresh()
-        await self.admission.catalog.refresh()
-        gateway = Gateway(self.admission, self.outbox, self.clock, self.audit)
-        try:
-            asked = parse_chat(json.dumps(body).encode())
-            with anyio.fail_after(20):
-                await serve(gateway, asked, self.keys[key], client, request_id=new_id())
-        except SteelyardError as error:
-            return Answered(client, error)
-        return Answered(client)
+        return await self.ask_parsed_async(
+            key, lambda: parse_chat(json.dumps(body).encode()), client=client
+        )
 
     def ask(self, path: str, key: str = "acme", **body: Any) -> Answered:
-        """Ask for any work that is answered whole."""
-        return anyio.run(self.ask_async, path, key, body)
+        """Ask for any work that is put as JSON."""
+        surface = SERVED[path]
+        assert isinstance(surface, Surface), f"{path} takes a form"
+        return self.ask_parsed(key, lambda: surface.parse(json.dumps(body).encode()))
 
-    async def ask_async(self, path: str, key: str, body: dict[str, Any]) -> Answered:
-        client = RecordingClient()
+    def ask_parsed(self, key: str, parse: Callable[[], Asked], **client: Any) -> Answered:
+        """Ask for anything; `client` says when the client leaves."""
+        told = RecordingClient(**client)
+        return anyio.run(lambda: self.ask_parsed_async(key, parse, client=told))
+
+    async def ask_parsed_async(
+        self, key: str, parse: Callable[[], Asked], *, client: RecordingClient
+    ) -> Answered:
         await self.prices.snapshot.refresh()
         await self.admission.catalog.refresh()
         gateway = Gateway(self.admission, self.outbox, self.clock, self.audit)
         try:
-            asked = SERVED[path].parse(json.dumps(body).encode())
+            asked = parse()
             with anyio.fail_after(20):
                 await serve(gateway, asked, self.keys[key], client, request_id=new_id())
         except SteelyardError as error:

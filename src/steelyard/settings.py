@@ -120,6 +120,11 @@ class Settings(BaseSettings):
     request_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, description="largest body of a request, in bytes"
     )
+    upload_bytes_max: int = Field(
+        default=32 * 1024 * 1024,
+        ge=1024,
+        description="largest body of a request with a file in it, in bytes",
+    )
     lease_ttl_s: float = Field(
         default=10.0,
         ge=0,

@@ -23,10 +23,12 @@ class InterruptedUpstream(ScriptedUpstream):
     meanwhile: Callable[[], None] = lambda: None
 
     async def answer(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> UpstreamAnswer:
         self.meanwhile()
-        return await ScriptedUpstream.answer(self, path, body, request_id=request_id, tenant=tenant)
+        return await ScriptedUpstream.answer(
+            self, path, body, request_id=request_id, tenant=tenant, content_type=content_type
+        )
 
 
 def test_a_key_moved_during_a_request_is_billed_where_the_request_was_admitted(

@@ -9,6 +9,7 @@ from aiohttp.test_utils import BaseTestServer, TestServer
 
 from steelyard.gateway.upstreams.habits import CHAT, ENGINE, Habits
 from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
+from steelyard.gateway.workloads.asked import JSON_TYPE
 
 
 @pytest.mark.parametrize(("habits", "told"), [(ENGINE, "acme"), (Habits(), None)])
@@ -30,8 +31,11 @@ async def _ask_twice(habits: Habits) -> list[Mapping[str, str]]:
     application = web.Application()
     application.router.add_post(CHAT, answer)
     async with TestServer(application) as server, _upstream(server, habits) as upstream:
-        await upstream.answer(CHAT, b"{}", request_id="one", tenant="acme")
-        async with upstream.stream(CHAT, b"{}", request_id="two", tenant="acme"):
+        await upstream.answer(CHAT, b"{}", request_id="one", tenant="acme", content_type=JSON_TYPE)
+        stream = upstream.stream(
+            CHAT, b"{}", request_id="two", tenant="acme", content_type=JSON_TYPE
+        )
+        async with stream:
             pass
     return seen
 

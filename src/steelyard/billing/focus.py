@@ -26,6 +26,7 @@ from steelyard.metering.usage import (
     ITEM,
     OUTPUT_AUDIO_CHARACTERS,
     OUTPUT_IMAGE_COUNT,
+    OUTPUT_TRANSCRIPT_CHARACTERS,
     SEARCH,
     TOKEN_METERS,
 )
@@ -44,6 +45,7 @@ UNITS: Final[Mapping[str, str]] = MappingProxyType(
         INPUT_AUDIO_SECONDS: "Seconds",
         INPUT_CHARACTERS: "Characters",
         OUTPUT_AUDIO_CHARACTERS: "Characters",
+        OUTPUT_TRANSCRIPT_CHARACTERS: "Characters",
         OUTPUT_IMAGE_COUNT: "Images",
         ENGINE_GPU_MILLISECONDS: "Milliseconds",
     }

@@ -118,6 +118,8 @@ _METERS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         usage.OUTPUT_TEXT_REASONING: ("Reasoning tokens", "推理 token"),
         usage.OUTPUT_AUDIO_TOKENS: ("Audio output tokens", "音频输出 token"),
         usage.OUTPUT_AUDIO_CHARACTERS: ("Spoken characters", "语音合成字符"),
+        usage.OUTPUT_TRANSCRIPT_TOKENS: ("Transcript tokens", "语音转写 token"),
+        usage.OUTPUT_TRANSCRIPT_CHARACTERS: ("Transcript characters", "语音转写字符"),
         usage.OUTPUT_IMAGE_COUNT: ("Images", "图像（张）"),
         usage.OUTPUT_IMAGE_STEPS: ("Image steps", "图像生成步数"),
         usage.OUTPUT_IMAGE_PIXELS: ("Image pixels", "图像像素"),

@@ -26,7 +26,9 @@ def run_gateway(settings: Settings) -> None:
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     application = GatewayApplication(
-        lambda: open_gateway(settings), body_bytes_max=settings.request_bytes_max
+        lambda: open_gateway(settings),
+        body_bytes_max=settings.request_bytes_max,
+        form_bytes_max=settings.upload_bytes_max,
     )
     config = uvicorn.Config(
         application,

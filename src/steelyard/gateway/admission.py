@@ -1,5 +1,6 @@
 """Admission: everything that can say no, in the order of its cost. Ends with a hold."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -33,10 +34,13 @@ from steelyard.metering.usage import (
     OUTPUT_AUDIO_TOKENS,
     OUTPUT_IMAGE_TOKENS,
     OUTPUT_TEXT,
+    TOKEN_METERS,
+    UNITS_OF_CHOICE,
     text_usage,
 )
 from steelyard.metering.usage_event import CountSource, OpenedRecord
 from steelyard.money import Money
+from steelyard.pricing.price_book import PriceNotFound
 from steelyard.pricing.rating import rate_usage
 from steelyard.timestamp import write_timestamp
 
@@ -112,13 +116,21 @@ class _Route:
 @dataclass(frozen=True, slots=True)
 class _Bound:
     """The tokens that a request may use at most, all choices together; `is_exact` where the prompt
-    was counted."""
+    was counted. Work that is not text has its bounds by meter."""
 
     input_tokens: int
     output_tokens: int
     is_exact: bool
     extra_tokens: int
     item_count: int = 0
+    counts_max: Mapping[str, int] | None = None
+
+    @property
+    def tokens_max(self) -> int:
+        """What it may use of a budget of tokens."""
+        counts = self.counts_max or {}
+        others = sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
+        return self.input_tokens + self.output_tokens + others
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +217,8 @@ class Admission:
 
     async def _bound(self, asked: Asked, key: VirtualKey, route: _Route) -> _Bound:
         """Bytes bound the tokens of most prompts; only one near the limit is counted."""
+        if asked.counts_max is not None:
+            return _bound_by_meter(asked.counts_max, route.pinned)
         limit = self._input_tokens_max(key)
         output = self._output_tokens(asked, route)
         at_least = input_tokens_lower_bound(asked.size, facts=route.model.tokenizer)
@@ -288,7 +302,7 @@ class Admission:
             department_id=opened.department_id,
             project_id=opened.project_id,
             key_id=opened.key_id,
-            tokens_max=bound.input_tokens + bound.output_tokens,
+            tokens_max=bound.tokens_max,
         )
         return await self.holding.place(hold, scope)
 
@@ -319,21 +333,43 @@ def _too_little(
     if isinstance(declined, BudgetExceeded):
         return OverBudget(f"{declined}; {advice}ask for a larger budget")
     return NotEnoughMoney(
-        f"this request may cost up to {_highest(bound, pinned)} "
-        f"({_size_of(bound)}); "
+        f"this request may cost up to {_highest(bound, pinned)} ({_size_of(bound)}); "
         f"available: {declined.available}; {advice}top up"
     )
 
 
 def _size_of(bound: _Bound) -> str:
+    if bound.counts_max is not None:
+        return ", ".join(f"{count} {meter}" for meter, count in bound.counts_max.items())
     items = f"{bound.item_count} items, " if bound.item_count else ""
     return f"{items}{bound.input_tokens} tokens in, up to {bound.output_tokens} out"
+
+
+def _bound_by_meter(counts_max: Mapping[str, int], pinned: PinnedPrices) -> _Bound:
+    """The bounds that cost something: of the units of choice only those that are priced, of which
+    there has to be one. Raises PriceNotFound."""
+    chosen = {
+        meter: count
+        for meter, count in counts_max.items()
+        if meter not in UNITS_OF_CHOICE or pinned.prices.bearer_of(meter)
+    }
+    choices = UNITS_OF_CHOICE & counts_max.keys()
+    if choices and not choices & chosen.keys():
+        raise PriceNotFound(
+            f"the prices for {pinned.prices.match!r} name none of {', '.join(sorted(choices))}"
+        )
+    return _Bound(0, 0, is_exact=True, extra_tokens=0, counts_max=chosen)
 
 
 def _highest(bound: _Bound, pinned: PinnedPrices) -> Money:
     """What these tokens and items cost at their dearest, should the tokens be sound or images where
     those have a price of their own."""
     prices = pinned.prices
+    if bound.counts_max is not None:
+        calls = {CALL: 1} if prices.bearer_of(CALL) else {}
+        return highest_charge_within(
+            {**bound.counts_max, **calls}, prices=prices, currency=pinned.currency
+        )
     families = {INPUT_TEXT: bound.input_tokens, OUTPUT_TEXT: bound.output_tokens}
     if bound.item_count and (prices.bearer_of(ITEM) or prices.bearer_of(CALL)):
         # Work that is priced by the item or the call needs no price for the tokens that it reads.

@@ -127,7 +127,7 @@ class Recovery:
         opened = _opened_decoder.decode(hold.opened)
         produced = read_upstream_usage(logged.usage) or NO_USAGE
         # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
-        delivered = produced if opened.is_streamed and produced.output_tokens else NO_USAGE
+        delivered = produced if opened.is_streamed and produced.has_output else NO_USAGE
         meter = AnswerMeter(reported=produced, delivered=delivered, raw_usage=logged.usage)
         admitted_at = read_timestamp(opened.admitted_at)
         pinned = self.prices.pinned(opened.price_version, model=opened.model_served, at=admitted_at)

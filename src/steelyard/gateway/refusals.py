@@ -25,6 +25,36 @@ class EmptyPrompt(InvalidRequest):
     code = "empty_prompt"
 
 
+class InvalidForm(InvalidRequest):
+    """The body is not the form that it says it is."""
+
+    code = "invalid_form"
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is of a type that this endpoint does not take."""
+
+    code = "unsupported_media_type"
+
+
+class FileMissing(InvalidRequest):
+    """The form has no file in it."""
+
+    code = "file_missing"
+
+
+class FileEmpty(InvalidRequest):
+    """The file is empty."""
+
+    code = "file_empty"
+
+
+class AudioTooLong(Refusal):
+    """The recording is longer than is allowed."""
+
+    code = "audio_too_long"
+
+
 class ModelNotFound(Refusal):
     """No such model is served here. GET /v1/models lists those that are."""
 

@@ -46,6 +46,7 @@ async def relay_whole(
         admitted.upstream_body(),
         request_id=admitted.hold.id,
         tenant=admitted.opened.organisation_id,
+        content_type=admitted.way.content_type,
     )
     if came.status != 200:
         raise UpstreamRefused(came)
@@ -67,6 +68,7 @@ async def relay_stream(
         admitted.upstream_body(),
         request_id=admitted.hold.id,
         tenant=admitted.opened.organisation_id,
+        content_type=admitted.way.content_type,
     ) as stream:
         if stream.status != 200:
             raise UpstreamRefused(await stream.refusal())

@@ -150,7 +150,7 @@ async def _close(
 
 
 def _end_cause(relayed: _Relayed, meter: AnswerMeter) -> EndCause:
-    has_output = bool(meter.delivered.output_tokens)
+    has_output = meter.delivered.has_output
     if meter.is_drained:
         return "client_left" if has_output else "client_left_before_first_token"
     if isinstance(relayed.failure, EventLogUnavailable):
@@ -190,7 +190,11 @@ async def _end(
             raise relayed.failure
         await client.fail_stream(relayed.failure)
     elif not admitted.asked.is_streamed:
-        headers = {**_headers(admitted), "x-steelyard-cost": write_decimal(closed.total.picos)}
+        headers = {
+            **_headers(admitted),
+            "content-type": admitted.way.answer_type,
+            "x-steelyard-cost": write_decimal(closed.total.picos),
+        }
         await client.answer(relayed.answer.write_whole(closed.priced), headers)
     else:
         for event in relayed.answer.write_end(

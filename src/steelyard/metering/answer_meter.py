@@ -31,7 +31,7 @@ class AnswerMeter:
         if self.is_drained:
             return
         self._delivered_bytes.append(payload)
-        if self.reported is None or not self.reported.output_tokens:
+        if self.reported is None or not self.reported.has_output:
             return
         self.delivered = self.reported
         if self.first_token_at is None:

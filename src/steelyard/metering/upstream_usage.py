@@ -3,13 +3,17 @@
 OpenAI's blocks are inclusive: prompt_tokens contains the cached ones and completion_tokens the
 reasoning ones (https://platform.openai.com/docs/api-reference/chat/object). Anthropic's are
 exclusive: input_tokens are those that no cache was involved in
-(https://docs.claude.com/en/api/messages).
+(https://docs.claude.com/en/api/messages). Transcripts have a block of their own, with a type.
 """
+
+import math
+from typing import Any, Literal
 
 import msgspec
 
 from steelyard.errors import Failure
 from steelyard.metering.usage import (
+    INPUT_AUDIO_SECONDS,
     INPUT_AUDIO_TOKENS,
     INPUT_AUDIO_TOKENS_CACHE_READ,
     INPUT_IMAGE_TOKENS,
@@ -22,6 +26,8 @@ from steelyard.metering.usage import (
     OUTPUT_IMAGE_TOKENS,
     OUTPUT_TEXT,
     OUTPUT_TEXT_REASONING,
+    OUTPUT_TRANSCRIPT_CHARACTERS,
+    OUTPUT_TRANSCRIPT_TOKENS,
     SEARCH,
     Usage,
 )
@@ -92,9 +98,21 @@ class AnthropicUsage(msgspec.Struct):
     server_tool_use: ServerToolUse | None = None
 
 
-class _Shape(msgspec.Struct):
-    """Enough of a block to tell which of the three it is."""
+class TranscriptUsage(msgspec.Struct):
+    """What a transcript used, by the length of the sound or by tokens. What stands here beside
+    OpenAI's own fields, our engine counts, or the gateway does where an upstream does not."""
 
+    type: Literal["duration", "tokens"]
+    seconds: float | None = None
+    output_tokens: int | None = None
+    transcript_tokens: int | None = None
+    transcript_characters: int | None = None
+
+
+class _Shape(msgspec.Struct):
+    """Enough of a block to tell which it is."""
+
+    type: Any = None
     prompt_tokens: int | None = None
     input_tokens: int | None = None
     total_tokens: int | None = None
@@ -105,10 +123,11 @@ _shape_decoder = msgspec.json.Decoder(_Shape | None)
 _openai_decoder = msgspec.json.Decoder(OpenAIUsage)
 _responses_decoder = msgspec.json.Decoder(ResponsesUsage)
 _anthropic_decoder = msgspec.json.Decoder(AnthropicUsage)
+_transcript_decoder = msgspec.json.Decoder(TranscriptUsage)
 
 
 def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
-    """The usage that a block states, whichever of the three shapes it has; None for `null`.
+    """The usage that a block states, whichever of the shapes it has; None for `null`.
 
     Raises UpstreamUsageMalformed.
     """
@@ -116,6 +135,8 @@ def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
         shape = _shape_decoder.decode(raw)
         if shape is None:
             return None
+        if shape.type in {"duration", "tokens"}:
+            return translate_transcript_usage(_transcript_decoder.decode(raw))
         if shape.prompt_tokens is not None:
             return translate_openai_usage(_openai_decoder.decode(raw))
         if shape.input_tokens is None and (shape.total_tokens, shape.items) != (None, None):
@@ -170,6 +191,18 @@ def translate_anthropic_usage(block: AnthropicUsage) -> Usage:
             INPUT_TEXT_CACHE_WRITE_1H: hour,
             OUTPUT_TEXT: block.output_tokens or 0,
             SEARCH: searches,
+        }
+    )
+
+
+def translate_transcript_usage(block: TranscriptUsage) -> Usage:
+    """Seconds that have begun count whole; tokens of sound stand for seconds, and are not counted."""
+    tokens = block.transcript_tokens
+    return _usage(
+        {
+            INPUT_AUDIO_SECONDS: math.ceil(block.seconds or 0),
+            OUTPUT_TRANSCRIPT_TOKENS: (block.output_tokens or 0) if tokens is None else tokens,
+            OUTPUT_TRANSCRIPT_CHARACTERS: block.transcript_characters or 0,
         }
     )
 

@@ -20,6 +20,8 @@ OUTPUT_TEXT: Final = "output.text"
 OUTPUT_TEXT_REASONING: Final = "output.text.reasoning"
 OUTPUT_AUDIO_TOKENS: Final = "output.audio.tokens"
 OUTPUT_AUDIO_CHARACTERS: Final = "output.audio.characters"
+OUTPUT_TRANSCRIPT_TOKENS: Final = "output.transcript.tokens"
+OUTPUT_TRANSCRIPT_CHARACTERS: Final = "output.transcript.characters"
 OUTPUT_IMAGE_COUNT: Final = "output.image.count"
 OUTPUT_IMAGE_STEPS: Final = "output.image.steps"
 OUTPUT_IMAGE_PIXELS: Final = "output.image.pixels"
@@ -45,6 +47,8 @@ METERS: Final[Mapping[str, str]] = MappingProxyType(
         OUTPUT_TEXT_REASONING: "tokens of reasoning that precede the answer",
         OUTPUT_AUDIO_TOKENS: "tokens of sound in the answer",
         OUTPUT_AUDIO_CHARACTERS: "characters of text that were spoken",
+        OUTPUT_TRANSCRIPT_TOKENS: "tokens of the transcript of sound",
+        OUTPUT_TRANSCRIPT_CHARACTERS: "characters of the transcript of sound",
         OUTPUT_IMAGE_COUNT: "images that were made",
         OUTPUT_IMAGE_STEPS: "steps that were taken to make images",
         OUTPUT_IMAGE_PIXELS: "pixels of the images that were made",
@@ -69,7 +73,20 @@ OUTPUT_TOKENS: Final = (
     OUTPUT_TEXT,
     OUTPUT_TEXT_REASONING,
     OUTPUT_AUDIO_TOKENS,
+    OUTPUT_TRANSCRIPT_TOKENS,
     OUTPUT_IMAGE_TOKENS,
+)
+# The same work in several units: the price book says which of them count, and admission sees to it
+# that one does. The others are not charged.
+UNITS_OF_CHOICE: Final = frozenset(
+    (
+        INPUT_AUDIO_SECONDS,
+        OUTPUT_TRANSCRIPT_TOKENS,
+        OUTPUT_TRANSCRIPT_CHARACTERS,
+        OUTPUT_IMAGE_COUNT,
+        OUTPUT_IMAGE_STEPS,
+        OUTPUT_IMAGE_PIXELS,
+    )
 )
 
 # What a budget of tokens counts.
@@ -104,13 +121,16 @@ class Usage:
         """The same usage in named meters only: tokens of a meter that is not named are text.
 
         A search or an item that is not named has no price, and is the operator's own affair. So are
-        the tokens of work that is counted in items, where text is not named.
+        the tokens of work that is counted in items, where text is not named. Of the units of choice,
+        those that are named were chosen.
         """
         counts: Counter[str] = Counter()
         is_priced_otherwise = ITEM in self.counts and INPUT_TEXT not in named
         for meter, count in self.counts.items():
             if meter in named:
                 counts[meter] += count
+            elif meter in UNITS_OF_CHOICE:
+                continue
             elif meter in INPUT_TOKENS:
                 counts[INPUT_TEXT] += 0 if is_priced_otherwise else count
             elif meter in OUTPUT_TOKENS:
@@ -118,6 +138,11 @@ class Usage:
             elif meter not in {SEARCH, ITEM}:
                 counts[meter] += count
         return Usage({meter: count for meter, count in counts.items() if count})
+
+    @property
+    def has_output(self) -> bool:
+        """Whether anything was produced, whatever it is counted in."""
+        return any(meter.startswith("output.") for meter in self.counts)
 
     @property
     def input_tokens(self) -> int:

@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
 
+import anyio.to_thread
 import msgspec
 import structlog
 
@@ -25,11 +26,11 @@ from steelyard.entrypoints.openai_api.key_answers import (
     quote_document,
     usage_document,
 )
-from steelyard.entrypoints.openai_api.surfaces import COUNTED, SERVED
+from steelyard.entrypoints.openai_api.surfaces import COUNTED, SERVED, FormSurface, Surface
 from steelyard.errors import SteelyardError
 from steelyard.gateway.idempotency import Place, read_key
 from steelyard.gateway.serve import serve
-from steelyard.gateway.workloads.asked import digest_request
+from steelyard.gateway.workloads.asked import Asked, digest_request
 from steelyard.ids import new_id
 
 log = structlog.get_logger()
@@ -45,9 +46,11 @@ class GatewayApplication:
         parts: Callable[[], AbstractAsyncContextManager[GatewayParts]],
         *,
         body_bytes_max: int,
+        form_bytes_max: int,
     ) -> None:
         self._open_parts = parts
         self._body_bytes_max = body_bytes_max
+        self._form_bytes_max = form_bytes_max
         self._parts: GatewayParts | None = None
         self._created = unix_seconds()
 
@@ -98,8 +101,7 @@ class GatewayApplication:
     async def _serve(self, path: str, client: AsgiClient, request_id: str) -> None:
         parts = self._running_parts()
         key = await parts.keys.find(authorization_of(client.headers))
-        body = await client.read_body(bytes_max=self._body_bytes_max)
-        asked = SERVED[path].parse(body)
+        asked, body = await self._read(SERVED[path], client)
         name = read_key(client.headers)
         if name is None:
             await serve(parts.gateway, asked, key, client, request_id=request_id)
@@ -115,6 +117,17 @@ class GatewayApplication:
             )
         if asked.is_streamed and client.has_started:
             await client.finish()
+
+    async def _read(
+        self, surface: Surface | FormSurface, client: AsgiClient
+    ) -> tuple[Asked, bytes]:
+        if isinstance(surface, Surface):
+            body = await client.read_body(bytes_max=self._body_bytes_max)
+            return surface.parse(body), body
+        body = await client.read_body(bytes_max=self._form_bytes_max)
+        kind = client.headers.get("content-type")
+        # A file takes a while to look at; others must not wait for it.
+        return await anyio.to_thread.run_sync(surface.parse, body, kind), body
 
     async def _count(self, path: str, client: AsgiClient, request_id: str) -> None:
         """Count a prompt and answer nothing else."""

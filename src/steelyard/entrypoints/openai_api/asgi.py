@@ -20,7 +20,7 @@ Send = Callable[[AsgiMessage], Awaitable[None]]
 
 BODY_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 60.0
-JSON_TYPE = (b"content-type", b"application/json")
+JSON_TYPE = {"content-type": "application/json"}
 
 
 @dataclass(slots=True)
@@ -78,7 +78,7 @@ class AsgiClient:
 
     async def answer(self, body: bytes, headers: Mapping[str, str], *, status: int = 200) -> None:
         length = (b"content-length", str(len(body)).encode())
-        await self._start(status, [JSON_TYPE, length, *_encode(headers)])
+        await self._start(status, [length, *_encode({**JSON_TYPE, **headers})])
         await self.send_message({"type": "http.response.body", "body": body, "more_body": False})
 
     async def answer_from_upstream(

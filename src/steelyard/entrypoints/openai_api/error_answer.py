@@ -15,14 +15,17 @@ from steelyard.gateway.idempotency import (
     IdempotencyKeyReused,
 )
 from steelyard.gateway.refusals import (
+    AudioTooLong,
     InvalidRequest,
     ModelNotFound,
     NotEnoughMoney,
     OverBudget,
     PromptTooLong,
     SurfaceNotServed,
+    UnsupportedMediaType,
 )
 from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
+from steelyard.metering.audio_length import AudioTruncated, AudioUnsupported
 from steelyard.metering.upstream_usage import UpstreamUsageMalformed
 from steelyard.pricing.price_book import PriceNotFound
 
@@ -60,6 +63,7 @@ class MethodNotAllowed(Refusal):
 
 HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     InvalidRequest: 400,
+    AudioTruncated: 400,
     KeyMissing: 401,
     KeyUnknown: 401,
     KeyRevoked: 401,
@@ -74,6 +78,9 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     IdempotencyKeyReused: 422,
     BodyTooLarge: 413,
     PromptTooLong: 413,
+    AudioTooLong: 413,
+    UnsupportedMediaType: 415,
+    AudioUnsupported: 415,
     RateLimited: 429,
     PriceNotFound: 503,
     UpstreamFailed: 502,

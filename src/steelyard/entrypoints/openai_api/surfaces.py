@@ -17,17 +17,27 @@ from steelyard.gateway.workloads.messages import parse_countable_messages, parse
 from steelyard.gateway.workloads.moderation import parse_moderation
 from steelyard.gateway.workloads.rerank import parse_rerank
 from steelyard.gateway.workloads.responses import parse_response
+from steelyard.gateway.workloads.transcription import parse_transcription
 
 Parse = Callable[[bytes], Asked]
+ParseForm = Callable[[bytes, str | None], Asked]
 OPENAI: Final = OpenAIErrors()
 ANTHROPIC: Final = AnthropicErrors()
 
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A path that takes work."""
+    """A path that takes work as JSON."""
 
     parse: Parse
+    errors: ErrorShape = OPENAI
+
+
+@dataclass(frozen=True, slots=True)
+class FormSurface:
+    """A path that takes work as a form with a file; the content type tells the parts apart."""
+
+    parse: ParseForm
     errors: ErrorShape = OPENAI
 
 
@@ -45,7 +55,7 @@ COUNTABLE: Final[Mapping[str, Parse]] = {
     "prompt": parse_completion,
     "input": parse_response,
 }
-SERVED: Final[Mapping[str, Surface]] = {
+SERVED: Final[Mapping[str, Surface | FormSurface]] = {
     "/v1/chat/completions": Surface(parse_chat),
     "/v1/completions": Surface(parse_completion),
     "/v1/embeddings": Surface(parse_embedding),
@@ -54,6 +64,7 @@ SERVED: Final[Mapping[str, Surface]] = {
     "/v1/rerank": Surface(parse_rerank),
     "/v1/responses": Surface(parse_response, ResponsesErrors()),
     "/v1/messages": Surface(parse_messages, ANTHROPIC),
+    "/v1/audio/transcriptions": FormSurface(parse_transcription),
     "/generate": Surface(parse_generate),
 }
 COUNTED: Final[Mapping[str, Surface]] = {

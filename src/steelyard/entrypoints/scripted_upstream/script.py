@@ -7,7 +7,7 @@ import msgspec
 import yaml
 
 from steelyard.errors import Refusal
-from steelyard.gateway.upstreams.habits import CHAT, COMPLETIONS
+from steelyard.gateway.upstreams.habits import CHAT, COMPLETIONS, TRANSCRIPTIONS
 from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS
 
 UsageScript = Literal["end", "every_chunk", "missing", "zero"]
@@ -47,6 +47,7 @@ class ScriptedAnswer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     calls: list[ScriptedCall] = []
     finish_reason: str | None = None
     prompt_tokens: int = 7
+    seconds: float = 3.0
     usage: UsageScript | dict[str, Any] = "end"
     delay_s: float = 0.0
     word_delay_s: float = 0.0
@@ -72,7 +73,7 @@ class Script(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     context_tokens_max: int = 8192
     has_facts: bool = True
     paths: list[str] = msgspec.field(
-        default_factory=lambda: [CHAT, COMPLETIONS, *sorted(LIST_PATHS)]
+        default_factory=lambda: [CHAT, COMPLETIONS, TRANSCRIPTIONS, *sorted(LIST_PATHS)]
     )
     answers: list[ScriptedAnswer] = []
 

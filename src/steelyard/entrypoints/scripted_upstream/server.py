@@ -17,11 +17,14 @@ from steelyard.entrypoints.openai_api.asgi import Receive, Scope, Send
 from steelyard.entrypoints.scripted_upstream.answers import chunks, list_answer, whole_answer
 from steelyard.entrypoints.scripted_upstream.script import ScriptedAnswer, ScriptPlayer
 from steelyard.gateway.event_stream import write_event
-from steelyard.gateway.upstreams.habits import MESSAGES, RESPONSES
+from steelyard.gateway.upstreams.habits import MESSAGES, RESPONSES, TRANSCRIPTIONS
 from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS
+from steelyard.gateway.upstreams.scripted_media import transcript, transcript_events
 from steelyard.gateway.workloads.answer import Answer, PricedUsage
+from steelyard.gateway.workloads.asked import JSON_TYPE
 from steelyard.gateway.workloads.chat_as_messages import ChatAsMessages
 from steelyard.gateway.workloads.chat_as_response import ChatAsResponse
+from steelyard.gateway.workloads.form import FORM_TYPE, read_form
 from steelyard.listening import listen
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import NO_USAGE
@@ -74,13 +77,13 @@ class ScriptedServer:
         return {"object": "list", "data": listed}
 
     async def _play(self, path: str, scope: Scope, body: bytes, send: Send) -> None:
-        asked: Document = msgspec.json.decode(body)
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        asked = _asked(body, headers.get("content-type", JSON_TYPE))
         azure = _AZURE.fullmatch(path)
         if azure:
             asked["model"], path = azure[1], f"/v1{azure[2]}"
         if not path.startswith("/v1") and path != "/tokenize":
             path = f"/v1{path}"
-        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self._remember(scope, headers, asked)
         answer = self._player.answer_for(
             path=path, model=str(asked.get("model")), body=body.decode(errors="replace")
@@ -114,12 +117,24 @@ def run_scripted_upstream(player: ScriptPlayer, *, host: str, port: int) -> None
     uvloop.run(uvicorn.Server(config).serve(sockets=[listener]))
 
 
+def _asked(body: bytes, content_type: str) -> Document:
+    """What was asked; of a form its fields, and of each file how long it is."""
+    if not content_type.startswith(FORM_TYPE):
+        return msgspec.json.decode(body)
+    form = read_form(body, content_type)
+    sizes = {name: len(file.content) for name, file in form.files.items()}
+    return {**{name: form.value(name) for name in form.fields}, **sizes}
+
+
 async def _whole(answer: ScriptedAnswer, path: str, asked: Document) -> Document:
     model = str(asked.get("model"))
     if answer.hangs_after_words is not None:
         await anyio.sleep_forever()
     if path in LIST_PATHS:
         return list_answer(answer, path=path, model=model, asked=asked)
+    if path == TRANSCRIPTIONS:
+        has_usage = answer.usage != "missing"
+        return transcript(answer.words, seconds=answer.seconds, usage=has_usage)
     chat = whole_answer(answer, path=path, model=model, choices=asked.get("n") or 1)
     told = _translator(path, asked)
     if told is None:
@@ -158,7 +173,11 @@ def _events(answer: ScriptedAnswer, path: str, asked: Document) -> Iterator[byte
     options: Document = asked.get("stream_options") or {}
     is_counting = bool(options.get("continuous_usage_stats"))
     model = str(asked.get("model"))
-    parts = chunks(answer, path=path, model=model, is_counting=is_counting)
+    parts = (
+        transcript_events(answer.words, seconds=answer.seconds, is_counting=True)
+        if path == TRANSCRIPTIONS
+        else chunks(answer, path=path, model=model, is_counting=is_counting)
+    )
     for position, chunk in enumerate(parts):
         if position == answer.breaks_after_words:
             return

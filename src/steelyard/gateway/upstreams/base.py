@@ -87,7 +87,7 @@ class Upstream(Protocol):
         ...
 
     async def answer(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> UpstreamAnswer:
         """Work for a tenant, of whom only an opaque name is told; raises UpstreamUnavailable or
         UpstreamFailed."""
@@ -99,7 +99,7 @@ class Upstream(Protocol):
         ...
 
     def stream(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> AbstractAsyncContextManager[UpstreamStream]:
         """Leaving the context before the end cancels the work upstream."""
         ...

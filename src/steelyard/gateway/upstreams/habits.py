@@ -12,6 +12,7 @@ MESSAGES: Final = "/v1/messages"
 CLASSIFICATIONS: Final = "/v1/classifications"
 MODERATIONS: Final = "/v1/moderations"
 RERANK: Final = "/v1/rerank"
+TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Habits:
 
     `limit_fields` names the field that limits an answer, by path, where it is not the usual one.
     `has_running_usage` says that it can report usage after each chunk of a stream.
-    `takes_prompt_bound` says that it refuses a prompt above `max_prompt_tokens`.
+    `takes_prompt_bound` says that it refuses a prompt above `max_prompt_tokens`, and keeps to the
+    bounds of other work.
     `knows_tenants` says that it takes turns between callers (`X-Fairness-Key`), and keeps the cached
     prompts of one from another (`cache_salt`).
     """

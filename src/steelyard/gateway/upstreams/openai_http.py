@@ -129,9 +129,11 @@ class OpenAIHttpUpstream:
         return msgspec.json.decode(answer.body, type=_Count).count
 
     async def answer(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> UpstreamAnswer:
-        async with self._request("POST", path, body, request_id, tenant=tenant) as response:
+        async with self._request(
+            "POST", path, body, request_id, tenant=tenant, content_type=content_type
+        ) as response:
             return await _read(response)
 
     async def logged_attempts(self, request_ids: Sequence[str]) -> dict[str, LoggedAttempt]:
@@ -175,9 +177,11 @@ class OpenAIHttpUpstream:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> AsyncGenerator["_Stream"]:
-        async with self._request("POST", path, body, request_id, tenant=tenant) as response:
+        async with self._request(
+            "POST", path, body, request_id, tenant=tenant, content_type=content_type
+        ) as response:
             yield _Stream(response)
 
     async def _call(self, method: str, path: str, body: bytes | None) -> UpstreamAnswer:
@@ -196,9 +200,10 @@ class OpenAIHttpUpstream:
         request_id: str | None,
         *,
         tenant: str | None = None,
+        content_type: str = "application/json",
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         assert self._client is not None, "used without being entered"
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": content_type}
         if request_id is not None:
             headers["X-Request-Id"] = request_id
         if tenant is not None and self.habits.knows_tenants:

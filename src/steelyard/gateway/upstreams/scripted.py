@@ -17,8 +17,17 @@ from steelyard.gateway.upstreams.base import (
     UpstreamFailed,
     UpstreamUnavailable,
 )
-from steelyard.gateway.upstreams.habits import CHAT, COMPLETIONS, ENGINE, Habits
+from steelyard.gateway.upstreams.habits import (
+    CHAT,
+    COMPLETIONS,
+    ENGINE,
+    TRANSCRIPTIONS,
+    Habits,
+)
 from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS, list_document
+from steelyard.gateway.upstreams.scripted_media import transcript, transcript_events
+from steelyard.gateway.workloads.asked import JSON_TYPE
+from steelyard.gateway.workloads.form import read_form
 from steelyard.metering.token_bound import TokenizerFacts
 from steelyard.metering.usage_event import CountSource
 
@@ -49,6 +58,8 @@ class Script:
     finish_reason: str = "stop"
     reports_usage: bool = True
     usage: dict[str, Any] | None = None
+    # How long a sound is, as the upstream finds.
+    seconds: float = 3.0
     # What is sent instead, byte for byte, in writes of so many bytes.
     raw: bytes | None = None
     raw_write_bytes: int = 65_536
@@ -64,7 +75,7 @@ class ScriptedUpstream:
     count_source: CountSource = "provider"
     habits: Habits = ENGINE
     context_tokens_max: int = 8192
-    paths: frozenset[str] | None = frozenset({CHAT, COMPLETIONS, *LIST_PATHS})
+    paths: frozenset[str] | None = frozenset({CHAT, COMPLETIONS, TRANSCRIPTIONS, *LIST_PATHS})
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     cancelled_count: int = 0
     logged: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
@@ -88,10 +99,10 @@ class ScriptedUpstream:
         }
 
     async def answer(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> UpstreamAnswer:
         del request_id, tenant
-        self._begin(body)
+        self._begin(body, content_type)
         if self.script.status != 200:
             return self._refusal()
         if self.script.raw is not None:
@@ -100,24 +111,47 @@ class ScriptedUpstream:
             return await self._answer_list(path)
         for position in range(len(self.script.words) + 1):
             await self._act_at(position)
+        return UpstreamAnswer(200, msgspec.json.encode(self._document(path)))
+
+    def _document(self, path: str) -> dict[str, Any]:
+        if path == TRANSCRIPTIONS:
+            script = self.script
+            return transcript(script.words, seconds=script.seconds, usage=script.reports_usage)
         message = {"role": "assistant", "content": " ".join(self.script.words)}
         choice = {"index": 0, "message": message, "finish_reason": self.script.finish_reason}
         document: dict[str, Any] = {"id": "scripted", "model": self.model, "choices": [choice]}
         if self.script.reports_usage:
             document["usage"] = self._usage(len(self.script.words))
-        return UpstreamAnswer(200, msgspec.json.encode(document))
+        return document
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> AsyncGenerator["ScriptedStream"]:
-        del path, request_id, tenant
-        self._begin(body)
+        del request_id, tenant
+        self._begin(body, content_type)
         try:
-            yield ScriptedStream(self)
+            yield ScriptedStream(self, path)
         except anyio.get_cancelled_exc_class():
             self.cancelled_count += 1
             raise
+
+    async def events(self, path: str) -> AsyncIterator[dict[str, Any]]:
+        """The events of a stream, whatever was asked."""
+        script = self.script
+        if path == TRANSCRIPTIONS:
+            told = transcript_events(
+                script.words,
+                seconds=script.seconds,
+                is_counting=self.habits.has_running_usage,
+                usage=script.reports_usage,
+            )
+            for position, event in enumerate(told):
+                await self._act_at(position)
+                yield event
+            return
+        async for chunk in self.chunks():
+            yield chunk
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The chunks of a stream, one a word, then the end and the usage."""
@@ -141,9 +175,14 @@ class ScriptedUpstream:
             document["usage"] = self._usage(0)
         return UpstreamAnswer(200, msgspec.json.encode(document))
 
-    def _begin(self, body: bytes) -> None:
+    def _begin(self, body: bytes, content_type: str) -> None:
         self._check_presence()
-        self.bodies.append(msgspec.json.decode(body))
+        if content_type == JSON_TYPE:
+            self.bodies.append(msgspec.json.decode(body))
+            return
+        form = read_form(body, content_type)
+        sent = {name: part.content for name, part in form.files.items()}
+        self.bodies.append({**{name: form.value(name) for name in form.fields}, **sent})
 
     def _check_presence(self) -> None:
         if self.script.is_away:
@@ -180,8 +219,9 @@ class ScriptedUpstream:
 class ScriptedStream:
     """Implements UpstreamStream."""
 
-    def __init__(self, upstream: ScriptedUpstream) -> None:
+    def __init__(self, upstream: ScriptedUpstream, path: str) -> None:
         self._upstream = upstream
+        self._path = path
 
     @property
     def status(self) -> int:
@@ -197,7 +237,7 @@ class ScriptedStream:
                 await anyio.lowlevel.checkpoint()
                 yield payload
             return
-        async for chunk in self._upstream.chunks():
+        async for chunk in self._upstream.events(self._path):
             yield msgspec.json.encode(chunk)
         yield b"[DONE]"
 

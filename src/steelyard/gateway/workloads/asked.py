@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -16,6 +16,7 @@ Fields = Mapping[str, msgspec.Raw]
 T = TypeVar("T")
 RUNNING_USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 CHOICES_MAX: Final = 128
+JSON_TYPE: Final = "application/json"
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -33,7 +34,8 @@ class Limits:
 class Way:
     """One protocol in which a request can be put to an upstream, and its answer read.
 
-    `fields` translates only when it is called: most ways are never taken.
+    `fields` translates only when it is called: most ways are never taken. Work that is not
+    `is_bounded_by_tokens` has `bounds` instead, which an upstream gets that keeps to them.
     """
 
     path: str
@@ -42,6 +44,12 @@ class Way:
     prompt_fields: Sequence[str] = ()
     limit_field: str | None = "max_tokens"
     takes_stream_options: bool = True
+    is_bounded_by_tokens: bool = True
+    bounds: Mapping[str, int] = field(default_factory=dict[str, int])
+    write: Callable[[Mapping[str, Any]], bytes] = msgspec.json.encode
+    content_type: str = JSON_TYPE
+    # What a whole answer is, as the client gets it.
+    answer_type: str = JSON_TYPE
 
     def prepared(self) -> "Way":
         """The same way, translated once, and before anything is held: it may refuse."""
@@ -53,6 +61,8 @@ class Way:
     ) -> bytes:
         """The request as the upstream gets it: bounded by what is held, usage always asked for."""
         body: dict[str, Any] = {**self.fields(), "model": model}
+        if not self.is_bounded_by_tokens:
+            return self.write({**body, **self.bounds} if habits.takes_prompt_bound else body)
         if self.limit_field is not None:
             body.pop("max_completion_tokens", None)
             body.pop("max_tokens", None)
@@ -67,7 +77,7 @@ class Way:
                 body["stream_options"] = (
                     RUNNING_USAGE if habits.has_running_usage else {"include_usage": True}
                 )
-        return msgspec.json.encode(body)
+        return self.write(body)
 
     def count_body(self, *, model: str) -> bytes:
         """What the upstream needs to count the prompt's tokens."""
@@ -81,6 +91,7 @@ class Asked:
     """A request, whichever door it came through; the ways to ask it, the best one first.
 
     `output_tokens_max` is the limit on each choice; of work without output there are no choices.
+    `counts_max` is the most that it counts, by meter, where that does not follow from its text.
     """
 
     endpoint: str
@@ -96,6 +107,7 @@ class Asked:
     item_count: int = 0
     # The client can ask for the answer again (Idempotency-Key): it is kept.
     is_repeatable: bool = False
+    counts_max: Mapping[str, int] | None = None
 
     def way_over(self, paths: frozenset[str]) -> Way:
         """The best way over what an upstream serves; raises SurfaceNotServed."""

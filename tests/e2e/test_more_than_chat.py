@@ -1,0 +1,116 @@
+"""The guide to work that is no chat: its price book is published and its code runs, with OpenAI's
+client, against running processes."""
+
+import contextlib
+import io
+import re
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.scripted_product import ScriptedProduct, running_scripted_product
+from tests.recordings import record
+
+pytestmark = pytest.mark.slow
+GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "more-than-chat.md"
+SCRIPT = """
+models: [whisper-tiny.en]
+answers:
+  - when: {path: /v1/audio/transcriptions}
+    words: [Good, ' morning', ' everybody']
+    seconds: 2.5
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[ScriptedProduct]:
+    folder = tmp_path_factory.mktemp("more")
+    with running_scripted_product(folder, SCRIPT) as running:
+        (folder / "guide.yaml").write_text(blocks("yaml")[0])
+        running.command("price", "publish", str(folder / "guide.yaml"))
+        yield running
+
+
+@pytest.fixture(scope="module")
+def secret(product: ScriptedProduct) -> str:
+    return product.tenant("acme", dollars="10")
+
+
+def test_the_code_of_the_guide_runs_and_is_charged(
+    product: ScriptedProduct, secret: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("meeting.wav").write_bytes(record("wav", seconds=2.5))
+    names: dict[str, Any] = {"gateway": product.url, "key": secret}
+    printed = io.StringIO()
+
+    with contextlib.redirect_stdout(printed):
+        for block in blocks("python"):
+            exec(compile(block, str(GUIDE), "exec"), names)
+    names["client"].close()
+
+    assert printed.getvalue().startswith("Good morning everybody Usage")
+    assert printed.getvalue().endswith("Good morning everybody")
+    assert names["subtitles"].startswith("1\n00:00:00,000 --> ")
+    usage = names["transcript"].usage.model_extra
+    assert usage["cost"] == "0.0003"
+    told = product.settled(usage["event_id"], secret)
+    assert told["charge_lines"] == [
+        {
+            "meter": "input.audio.seconds",
+            "count": "3",
+            "price_of_one": "0.0001",
+            "amount": "0.0003",
+        }
+    ]
+
+
+def test_bad_sound_is_refused_as_openais_client_knows_it(
+    product: ScriptedProduct, secret: str
+) -> None:
+    client = product.openai(secret)
+    before = product.get("/v1/balance", secret).json()["available"]
+
+    with pytest.raises(openai.BadRequestError, match="cut off"):
+        client.audio.transcriptions.create(
+            model="whisper-tiny.en", file=("a.wav", record("wav", seconds=2)[:-10])
+        )
+    with pytest.raises(openai.APIStatusError, match="no sound") as wrong:
+        client.audio.transcriptions.create(model="whisper-tiny.en", file=("a.wav", b"hello"))
+    with pytest.raises(openai.BadRequestError, match="is empty"):
+        client.audio.transcriptions.create(model="whisper-tiny.en", file=("a.wav", b""))
+
+    assert wrong.value.status_code == 415
+    assert product.get("/v1/balance", secret).json()["available"] == before
+
+
+def test_a_transcript_can_be_asked_for_again_and_costs_once(
+    product: ScriptedProduct, secret: str
+) -> None:
+    headers = {"Authorization": f"Bearer {secret}", "Idempotency-Key": "meeting-1"}
+    request = httpx.Request(
+        "POST",
+        f"{product.url}/v1/audio/transcriptions",
+        headers=headers,
+        data={"model": "whisper-tiny.en", "response_format": "vtt"},
+        files={"file": ("a.mp3", record("mp3", seconds=2.5))},
+    )
+    request.read()
+
+    with httpx.Client() as client:
+        first, second = client.send(request), client.send(request)
+
+    assert first.status_code == second.status_code == 200, first.text
+    assert first.text == second.text
+    assert second.headers["content-type"].startswith("text/vtt")
+    assert second.headers["idempotent-replayed"] == "true"
+    event = "x-steelyard-event-id"
+    assert first.headers[event] == second.headers[event]
