@@ -85,5 +85,10 @@ bench-holds: $(READY) ## how fast holds are granted, attempts recorded, Kafka dr
 crash: $(READY) ## SIGKILL of every process under load; KILLS=100 SEED=7 for the long run
 	@KILLS=$(or $(KILLS),10) SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q -s tests/e2e/test_crash.py
 
+.PHONY: sim
+sim: $(READY) ## histories on a virtual clock, full of faults; SEED=7 shows one, SEEDS=5000 runs more
+	@PYTHONHASHSEED=0 $(BIN)/python -m tests.sim $(if $(SEED),--seed $(SEED)) $(if $(KILL),--kill $(KILL)) \
+		--seeds $(or $(SEEDS),500) $(if $(BUG),--bug '$(BUG)')
+
 clean: ## remove the virtual environment and all local state
 	rm -rf $(VENV) $(STATE)

@@ -6,16 +6,21 @@ what it left open. Which of them comes last, this finds.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+import anyio
 import anyio.to_thread
 import structlog
 
 from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.clock import Clock
+from steelyard.errors import Failure
 from steelyard.eventlog.outbox import Outbox
 from steelyard.ledger.hold import Hold
 
 log = structlog.get_logger()
+
+LOOK_AGAIN_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,14 @@ class LeaseRecovery:
         """End them; `resolved` is what was left open, in the order of its events in the outbox."""
         written = {hold.lease_id: hold.id for hold in resolved if hold.lease_id}
         last = {lease_id: written.get(lease_id, event_id) for lease_id, event_id in found.items()}
-        await anyio.to_thread.run_sync(self._end_all, last)
+        while last:
+            try:
+                await anyio.to_thread.run_sync(self._end_all, last)
+                break
+            except Failure as failure:
+                # The gateway serves already, and must not die of books that are away.
+                log.warning("leases.not_ended", count=len(last), reason=str(failure))
+            await anyio.sleep(LOOK_AGAIN_S)
         if last:
             log.info("leases.ended_after_crash", count=len(last))
 

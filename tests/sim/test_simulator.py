@@ -1,0 +1,77 @@
+"""Histories that a seed decides; and that the simulator finds what it is made to find."""
+
+from dataclasses import replace
+
+import pytest
+
+from tests.sim.bugs import BUGS
+from tests.sim.history import run_history
+from tests.sim.plan import Plan, Transport, Victim
+
+SEEDS_FAST = 5
+SEEDS = 500
+SEEDS_AT_ONCE = 25
+# Each bug is found with one of the first so many seeds.
+FOUND_WITHIN = {
+    "double post": 10,
+    "leaked hold": 30,
+    "lost close": 5,
+    "lease over-grant": 30,
+    "zombie write": 5,
+}
+
+
+def test_a_handful_of_histories_keep_every_promise() -> None:
+    outcomes = [run_history(Plan.drawn(seed)) for seed in range(1, SEEDS_FAST + 1)]
+
+    assert [outcome.report() for outcome in outcomes if outcome.problems] == []
+    assert sum(outcome.answered for outcome in outcomes) > 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1, SEEDS + 1, SEEDS_AT_ONCE))
+def test_histories_keep_every_promise(first: int) -> None:
+    for seed in range(first, first + SEEDS_AT_ONCE):
+        outcome = run_history(Plan.drawn(seed))
+
+        assert not outcome.problems, outcome.report()
+
+
+def test_the_same_seed_gives_the_same_history() -> None:
+    first, second = (run_history(Plan.drawn(3)) for _ in range(2))
+
+    assert first.trace == second.trace
+    assert len(first.trace) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS)
+def test_each_bug_is_found(bug: str) -> None:
+    plans = [Plan.drawn(seed) for seed in range(1, FOUND_WITHIN[bug] + 1)]
+
+    found = next((p.seed for p in plans if run_history(replace(p, bug=bug)).problems), None)
+
+    print(f"{bug}: found with seed {found}")
+    assert found is not None
+
+
+def test_a_report_says_how_to_see_it_again() -> None:
+    outcome = run_history(replace(Plan.drawn(1), bug="zombie write"))
+
+    assert outcome.problems
+    assert outcome.report().endswith("make sim SEED=1 BUG='zombie write'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "transport"),
+    [("gateway", "outbox"), ("worker", "outbox"), ("worker", "broker"), ("relay", "broker")],
+)
+def test_a_process_may_die_between_any_two_steps(victim: Victim, transport: Transport) -> None:
+    undisturbed = run_history(Plan.with_kill(victim, transport, None))
+    assert undisturbed.attempts == 2
+
+    for step in range(1, undisturbed.steps):
+        outcome = run_history(Plan.with_kill(victim, transport, step))
+
+        assert not outcome.problems, outcome.report()
