@@ -58,6 +58,7 @@ class CrashWorld:
 
     folder: Path
     database_url: str | None
+    credit: Money = CREDIT
     processes: dict[str, "subprocess.Popen[bytes]"] = field(
         default_factory=dict[str, "subprocess.Popen[bytes]"]
     )
@@ -85,16 +86,18 @@ class CrashWorld:
             **{f"STEELYARD_{k.upper()}": str(v) for k, v in given.items() if v is not None},
         }
         self.stores = open_stores(self.settings, should_migrate=True)
-        self.organisation, self.secrets = _found(self.stores)
+        self.organisation, self.secrets = _found(self.stores, self.credit)
 
-    def start(self, role: str) -> None:
+    def start(self, role: str, *, name: str | None = None, **settings: str) -> None:
+        """Start a process; a second one of a role has a name and settings of its own."""
+        own = {f"STEELYARD_{key.upper()}": value for key, value in settings.items()}
         command = [sys.executable, "-m", "steelyard", role]
         if role == "upstream":
             command = [sys.executable, "-m", "tests.e2e.scripted_upstream"]
             command += ["--port", str(self.upstream_port), "--log", str(self.made_log)]
         with (self.folder / f"{role}.log").open("ab") as log:
-            self.processes[role] = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=log
+            self.processes[name or role] = subprocess.Popen(
+                command, env=self.environment | own, stdout=log, stderr=log
             )
 
     def kill(self, role: str) -> None:
@@ -126,17 +129,16 @@ class CrashWorld:
             return [text for check in verify_books(snapshot) for text in check.differences]
 
     def stop(self) -> None:
-        for role in ("gateway", "upstream", "worker"):
-            process = self.processes.get(role)
-            if process and process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-                process.wait(timeout=60)
+        running = [process for process in self.processes.values() if process.poll() is None]
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in running:
+            process.wait(timeout=60)
         self.stores.database.close()
 
     def last_words(self) -> str:
         tails = [
-            f"{role}: {(self.folder / f'{role}.log').read_text()[-1500:]}"
-            for role in self.processes
+            f"{path.stem}: {path.read_text()[-1500:]}" for path in sorted(self.folder.glob("*.log"))
         ]
         return "\n".join(tails)
 
@@ -205,7 +207,7 @@ def _ask_on(world: CrashWorld, seed: int, stop: threading.Event) -> None:
                 world.answered.append(answer.headers["x-steelyard-event-id"])
 
 
-def _found(stores: Stores) -> tuple[Organisation, list[str]]:
+def _found(stores: Stores, credit: Money) -> tuple[Organisation, list[str]]:
     """An organisation with money, and a key for each of two policies."""
     now = stores.clock.now()
     organisation = Organisation(new_id(), "acme", USD, now)
@@ -214,7 +216,7 @@ def _found(stores: Stores) -> tuple[Organisation, list[str]]:
     stores.access.insert_department(department)
     stores.prices.publish(publishable_version(read_price_book(PRICE_BOOK)), at=now)
     command = new_command(clock=stores.clock, actor="test", reason="test")
-    add_credit(stores.books, organisation, amount=CREDIT, command=command)
+    add_credit(stores.books, organisation, amount=credit, command=command)
     secrets: list[str] = []
     policies: tuple[DisconnectPolicy, ...] = ("delivered", "drain")
     for policy in policies:
