@@ -75,9 +75,9 @@ class SimulatedEngine:
         }
 
     async def answer(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> UpstreamAnswer:
-        del path, tenant
+        del path, tenant, content_type
         await self._travel()
         words = [word async for word in self._work(body, request_id)]
         message = {"role": "assistant", "content": " ".join(words)}
@@ -93,9 +93,9 @@ class SimulatedEngine:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: bytes, *, request_id: str, tenant: str
+        self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> AsyncGenerator["SimulatedStream"]:
-        del path, tenant
+        del path, tenant, content_type
         await self._travel()
         yield SimulatedStream(self, body, request_id)
 

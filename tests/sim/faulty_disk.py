@@ -1,4 +1,4 @@
-"""A disk that tears writes, refuses them, and forgets what was not synced when the power goes."""
+"""A disk that tears writes when the power goes, and refuses them when it is full."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from steelyard.eventlog.durable_mark import FILE_NAME
 from tests.sim.life import Life
 from tests.sim.universe import Universe, WallClock
 
-Fate = Literal["torn", "unsynced", "unmarked"]
+Fate = Literal["torn", "unmarked"]
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class FaultyDisk:
         """How the process dies in this write, if it does."""
         if not self.universe.strikes(self.universe.plan.faults.disk_tears):
             return None
-        return self.universe.chance.choice(("torn", "unsynced", "unmarked"))
+        return self.universe.chance.choice(("torn", "unmarked"))
 
     def crash(self, fate: Fate) -> None:
         self.universe.note("power.lost", write=fate)
@@ -49,15 +49,13 @@ class FaultyFile(LocalFile):
         super().__init__(path)
         self._disk = disk
         self._path = path
-        self._fate: Fate | None = None
 
-    def append(self, content: bytes) -> None:
-        self._fate = self._disk.fate()
-        begins = self._path.stat().st_size
+    def append(self, content: memoryview) -> None:
+        fate = self._disk.fate()
         kept = self._disk.universe.chance.randrange(len(content))
-        if self._fate == "torn":
+        if fate == "torn":
             super().append(content[:kept])
-            self._disk.crash(self._fate)
+            self._disk.crash(fate)
         try:
             self._disk.check()
         except OSError:
@@ -66,13 +64,8 @@ class FaultyFile(LocalFile):
         super().append(content)
         moment = self._disk.clock.now().timestamp()
         os.utime(self._path, (moment, moment))
-        if self._fate == "unsynced":
-            self.cut(begins + kept)
-            self._disk.crash(self._fate)
-
-    def sync(self) -> None:
-        if self._fate == "unmarked":
-            self._disk.crash(self._fate)
+        if fate is not None:
+            self._disk.crash(fate)
 
 
 def lose_mark(folder: Path, universe: Universe) -> None:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import anyio
 
 from steelyard.batch_queue import BatchQueue
+from steelyard.eventlog.group_commit import Commit, CommitQueue
 from tests.sim.life import LIFE, Crashed, Life
 
 T = TypeVar("T")
@@ -138,11 +139,37 @@ class VirtualEvent:
         return self.is_set()
 
 
+class VirtualCondition:
+    """Stands in for threading.Condition, with one who waits."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self._event = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def notify(self) -> None:
+        self._event.set()
+
+    def wait(self) -> None:
+        self._event.clear()
+        self._lock.release()
+        try:
+            wait_here(self._event.wait)
+        finally:
+            self._lock.acquire()
+
+
 class VirtualThreading:
     """Stands in for the module `threading`, as far as the product uses it."""
 
     Thread = VirtualThread
     Event = VirtualEvent
+    Condition = VirtualCondition
     Lock = threading.Lock
 
 
@@ -167,6 +194,17 @@ class VirtualQueue(BatchQueue[T]):
             wait_here(self._has_some.wait)
         life = LIFE.get()
         sleep_here(life.way_to_queue())
+        return super().take()
+
+
+class VirtualCommitQueue(CommitQueue[T]):
+    """The queue of an outbox, as it is, on a disk that takes a while for each commit."""
+
+    def take(self) -> Commit[T] | None:
+        with self._changed:
+            while not self._gathered and not self._is_closed:
+                self._changed.wait()
+        sleep_here(LIFE.get().way_to_queue())
         return super().take()
 
 

@@ -12,20 +12,27 @@ import structlog
 
 from steelyard import ids
 from steelyard.billing import hold_desk
-from steelyard.eventlog import outbox
+from steelyard.eventlog import group_commit, outbox
 from tests.sim.bugs import BUGS
 from tests.sim.life import LIFE
 from tests.sim.universe import Universe
-from tests.sim.virtual_threads import VirtualQueue, VirtualThreading, result_of, run_in_thread
+from tests.sim.virtual_threads import (
+    VirtualCommitQueue,
+    VirtualQueue,
+    VirtualThreading,
+    result_of,
+    run_in_thread,
+)
 
 
 @contextmanager
 def virtual_world(universe: Universe) -> Generator[None]:
     """Threads take turns, ids come from the seed, and every log line goes to the trace."""
     patch = pytest.MonkeyPatch()
-    for module in (hold_desk, outbox):
+    for module in (hold_desk, outbox, group_commit):
         patch.setattr(module, "threading", VirtualThreading)
-        patch.setattr(module, "BatchQueue", VirtualQueue)
+    patch.setattr(hold_desk, "BatchQueue", VirtualQueue)
+    patch.setattr(outbox, "CommitQueue", VirtualCommitQueue)
     patch.setattr(Future, "result", result_of)
     patch.setattr(anyio.to_thread, "run_sync", run_in_thread)
     patch.setattr(ids, "uuid7", universe.next_id)
