@@ -11,18 +11,20 @@ import argparse
 import json
 from typing import Any
 
-from benchmarks import kafka, outbox
+from benchmarks import kafka, leases, outbox
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
+    parser.add_argument("--holds", type=int, default=100_000, help="from one lease")
     parser.add_argument("--requests", type=int, default=100_000, help="through the outbox")
     parser.add_argument("--events", type=int, default=100_000, help="over Kafka")
     parser.add_argument("--open", type=int, default=1_000_000, help="attempts to recover")
     options = parser.parse_args()
     figures: dict[str, Any] = {
+        **leases.measure(holds=options.holds),
         **outbox.measure(requests=options.requests, left_open=options.open),
         **kafka.measure_on_own_broker(options.events),
     }
