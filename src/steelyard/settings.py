@@ -228,6 +228,23 @@ class Settings(BaseSettings):
         le=60,
         description="how often the worker looks for new events, in seconds",
     )
+    metrics_host: str = Field(
+        default="127.0.0.1",
+        description="address that gateway and worker serve /metrics on; it asks for no key, so "
+        "keep it private",
+    )
+    gateway_metrics_port: int = Field(
+        default=8082, ge=0, le=65535, description="port of the gateway's /metrics; 0: none"
+    )
+    worker_metrics_port: int = Field(
+        default=8083, ge=0, le=65535, description="port of the worker's /metrics; 0: none"
+    )
+    reconcile_s: float = Field(
+        default=10.0,
+        gt=0,
+        le=3600,
+        description="how often the worker compares the books with themselves, in seconds",
+    )
     sweep_s: float = Field(
         default=60.0,
         gt=0,

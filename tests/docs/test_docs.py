@@ -5,14 +5,18 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import typer
+from prometheus_client import CollectorRegistry
 
 import steelyard
+from steelyard.billing.reconciliation import MONEY_CHECKS, NOTHING_SEEN, RECORD_CHECKS
 from steelyard.billing.settlement_matrix import MATRIX, POLICIES
 from steelyard.entrypoints.cli.main import application
 from steelyard.entrypoints.openai_api.error_answer import HTTP_STATUS
+from steelyard.entrypoints.worker_metrics import LogStanding, WorkerMetrics
 from steelyard.errors import SteelyardError
 from steelyard.metering.usage import METERS
 from steelyard.metering.usage_event import UsageEvent, UsageRecord
@@ -103,6 +107,28 @@ def test_every_command_is_documented_with_an_example_of_its_own() -> None:
     assert without == set()
 
 
+def test_every_metric_of_the_worker_is_documented_with_its_kind_and_labels() -> None:
+    rows = _rows_of(_section(REFERENCE / "metrics.md", "Worker"))
+    metrics = WorkerMetrics()
+    balances = {("held", "USD"): 1}
+    metrics.reconciled = lambda: replace(NOTHING_SEEN, balances=balances)
+    metrics.logs = {"a log": LogStanding(1, 2)}
+
+    documented = {name: (cells[0], cells[1]) for name, cells in rows}
+
+    assert documented == dict(_metrics_of(metrics.registry))
+
+
+def test_every_check_of_the_reconciliation_is_documented() -> None:
+    section = _section(REFERENCE / "metrics.md", "Reconciliation")
+    of_money, of_records = section.split("Of `steelyard_unexplained_records`")
+
+    documented = [[name for name, _ in _rows_of(part)] for part in (of_money, of_records)]
+
+    assert sorted(documented[0]) == sorted(MONEY_CHECKS)
+    assert sorted(documented[1]) == sorted(RECORD_CHECKS)
+
+
 def test_every_meter_is_documented_with_its_meaning() -> None:
     rows = _rows_of(_section(REFERENCE / "price-book.md", "Meters"))
 
@@ -149,6 +175,13 @@ def test_every_decision_is_in_the_index_under_a_number_of_its_own() -> None:
 
     assert [name for name in records if f"({name})" not in index] == []
     assert len({name[:4] for name in records}) == len(records)
+
+
+def _metrics_of(registry: CollectorRegistry) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Each metric that a registry tells now: its kind, and its labels as the documents write them."""
+    for family in registry.collect():
+        labels = [label for label in family.samples[0].labels if label != "le"]
+        yield family.name, (family.type, ", ".join(f"`{label}`" for label in labels) or "none")
 
 
 def _variable(field: str) -> str:

@@ -79,6 +79,8 @@ class CrashWorld:
             "outbox_keep_s": 0,
             "outbox_bytes_max": 1024 * 1024,
             "lease_ttl_s": 2,
+            "gateway_metrics_port": 0,
+            "worker_metrics_port": 0,
         }
         self.settings = read_settings(**given)
         self.environment = {

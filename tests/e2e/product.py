@@ -130,6 +130,8 @@ def product_environment(data_dir: Path, **settings: str) -> dict[str, str]:
         "STEELYARD_DATA_DIR": str(data_dir),
         "STEELYARD_GATEWAY_PORT": str(free_port()),
         "STEELYARD_ENGINE_PORT": str(free_port()),
+        "STEELYARD_GATEWAY_METRICS_PORT": "0",
+        "STEELYARD_WORKER_METRICS_PORT": "0",
         **settings,
     }
 

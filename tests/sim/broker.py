@@ -73,6 +73,9 @@ class Partition:
         came = bodies[: self.broker.universe.chance.randint(1, limit)]
         return [LogRecord(position + 1 + index, body) for index, body in enumerate(came)]
 
+    def newest(self) -> int:
+        return len(self.broker.partitions[self.number])
+
 
 @dataclass(slots=True)
 class GroupMember:

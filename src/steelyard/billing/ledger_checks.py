@@ -4,10 +4,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from steelyard.billing.invariant_check import Check
-from steelyard.billing.stored_event import AccountRow, TransactionRow
+from steelyard.billing.stored_event import AccountRow, LeaseRow, TransactionRow
 from steelyard.ledger.chart import NEVER_NEGATIVE, read_account_id
 from steelyard.ledger.hold import Hold
-from steelyard.ledger.lease import Lease
 
 # Transactions that a batch of events makes.
 BATCH_TEMPLATES = frozenset({"settle_holds", "suspend_holds", "settle_leased", "suspend_leased"})
@@ -88,7 +87,7 @@ def check_holds(
     holds: Iterable[Hold],
     reservations: Mapping[tuple[str, str], int],
     conflicts: Iterable[str] = (),
-    leases: Iterable[Lease] = (),
+    leases: Iterable[LeaseRow] = (),
 ) -> Check:
     """I3: held money is that of the open holds; what budgets reserve is theirs and the leases'."""
     claim = "held money and reserved budgets are those of open holds and leases, and no other"
@@ -125,7 +124,7 @@ def check_holds(
     return check
 
 
-def check_leases(postings: Mapping[str, int], leases: Iterable[Lease]) -> Check:
+def check_leases(postings: Mapping[str, int], leases: Iterable[LeaseRow]) -> Check:
     """Leased money is what is left of the leases.
 
     With I2 that is the whole of the claim: what was leased or held came out of accounts that never
@@ -137,6 +136,11 @@ def check_leases(postings: Mapping[str, int], leases: Iterable[Lease]) -> Check:
     expected: dict[str, int] = defaultdict(int)
     for lease in leases:
         expected[f"leased:{lease.payer_id}:{lease.amount.currency}"] += lease.amount.picos
+        drawn = sum(draw.picos for draw in lease.draws)
+        check.expect(
+            drawn == lease.amount.picos,
+            lambda i=lease, d=drawn: f"lease {i.id} is of {i.amount.picos} picos and drew {d}",
+        )
     stands = {a: p for a, p in postings.items() if a.startswith("leased:")}
     whole = sum(stands.values()), sum(expected.values())
     check.expect(whole[0] == whole[1], lambda: f"{whole[0]} picos are leased, in leases {whole[1]}")

@@ -97,15 +97,10 @@ class EffectCheck:
         posted: Sequence[tuple[str, Mapping[str, int]]],
     ) -> None:
         """`posted` are the transactions of the batch: an id, and picos by account."""
-        sums: dict[str, int] = defaultdict(int)
-        for event in events:
-            _expect(sums, event)
         self._transactions += len(posted)
-        for _, postings in posted:
-            for account_id, picos in postings.items():
-                sums[_fold(account_id)] -= picos
-        for account in sorted(sums):
-            rest = sums[account]
+        rests = unposted(events, posted)
+        for account in sorted(rests):
+            rest = rests[account]
             self._check.expect(
                 rest == 0,
                 lambda a=account, r=rest: (
@@ -121,6 +116,19 @@ class EffectCheck:
             ),
         )
         return self._check
+
+
+def unposted(
+    events: Sequence[ReplayedEvent], posted: Sequence[tuple[str, Mapping[str, int]]]
+) -> dict[str, int]:
+    """What a batch's events say less what it posted, account by account: zero everywhere."""
+    sums: dict[str, int] = defaultdict(int)
+    for event in events:
+        _expect(sums, event)
+    for _, postings in posted:
+        for account_id, picos in postings.items():
+            sums[_fold(account_id)] -= picos
+    return sums
 
 
 def _expect(sums: dict[str, int], event: ReplayedEvent) -> None:

@@ -17,11 +17,11 @@ from steelyard.billing.stored_event import (
     AccountRow,
     AdjustmentRow,
     GrantRow,
+    LeaseRow,
     ReplayedEvent,
     TransactionRow,
 )
 from steelyard.ledger.hold import CREDIT_LINE, Draw, Hold, burn, read_draws
-from steelyard.ledger.lease import Lease
 from steelyard.money import read_decimal
 
 # Their effect is that of the events and of the open holds.
@@ -123,7 +123,7 @@ class ReplayCheck:
             self._decide(event, draws, self._decisions[row.id])
 
     def finish(
-        self, holds: Iterable[Hold], leases: Iterable[Lease], accounts: Iterable[AccountRow]
+        self, holds: Iterable[Hold], leases: Iterable[LeaseRow], accounts: Iterable[AccountRow]
     ) -> Check:
         for hold in holds:
             currency = str(hold.amount.currency)

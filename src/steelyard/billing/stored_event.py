@@ -4,9 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from steelyard.billing.books import EventOutcome
 from steelyard.billing.event_preparation import UsagePath
-from steelyard.metering.usage_event import UsageEvent
+from steelyard.billing.hourly_sums import read_charges
+from steelyard.ledger.hold import BudgetDraw, Draw, read_budget_draws, read_draws
+from steelyard.metering.usage_event import UsageEvent, decode_event
+from steelyard.money import Money
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,17 @@ class GrantRow:
     @property
     def account_id(self) -> str:
         return f"prepaid:{self.payer_id}:{self.id}:{self.currency}"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRow:
+    """What is left of a lease, as its row says it; the parts may disagree."""
+
+    id: str
+    payer_id: str
+    amount: Money
+    draws: Sequence[Draw]
+    budget_draws: Sequence[BudgetDraw]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +117,21 @@ class HourRow:
     table: str
     key: tuple[object, ...]
     sums: tuple[int, ...]
+
+
+def is_readable(row: EventRow) -> bool:
+    """Whether the texts of a row are what settlement writes; the checks go by that."""
+    try:
+        read_charges(row.charges)
+        read_draws(row.draws)
+        read_budget_draws(row.budget_draws)
+    except (ValueError, TypeError, AssertionError):
+        return False
+    return True
+
+
+def try_decode(body: bytes) -> UsageEvent | None:
+    try:
+        return decode_event(body)
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return None

@@ -10,8 +10,6 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
-import msgspec
-
 from steelyard.billing.credit_note_checks import CreditNoteCheck
 from steelyard.billing.event_checks import (
     BudgetCheck,
@@ -22,7 +20,6 @@ from steelyard.billing.event_checks import (
     RatingCheck,
     RowCheck,
 )
-from steelyard.billing.hourly_sums import read_charges
 from steelyard.billing.invariant_check import Check
 from steelyard.billing.invoice_checks import InvoiceAudit, InvoiceCheck
 from steelyard.billing.ledger_checks import (
@@ -39,13 +36,14 @@ from steelyard.billing.stored_event import (
     EventRow,
     GrantRow,
     HourRow,
+    LeaseRow,
     ReplayedEvent,
     SegmentRow,
     TransactionRow,
+    is_readable,
+    try_decode,
 )
-from steelyard.ledger.hold import Hold, read_budget_draws, read_draws
-from steelyard.ledger.lease import Lease
-from steelyard.metering.usage_event import UsageEvent, decode_event
+from steelyard.ledger.hold import Hold
 from steelyard.pricing.price_book import CanonicalDocument
 
 
@@ -72,7 +70,7 @@ class Audit(Protocol):
         """The open ones."""
         ...
 
-    def leases(self) -> Sequence[Lease]:
+    def leases(self) -> Sequence[LeaseRow]:
         """All that are there."""
         ...
 
@@ -197,7 +195,7 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
 
 def _match(segment: SegmentRow, audit: Audit, log: LogCheck) -> list[ReplayedEvent]:
     """The events of a segment, each beside the row that it made."""
-    decoded = [_try_decode(body) for body in segment.bodies]
+    decoded = [try_decode(body) for body in segment.bodies]
     rows = audit.event_rows({event.id for event in decoded if event})
     events: list[ReplayedEvent] = []
     for place, (body, event) in enumerate(zip(segment.bodies, decoded, strict=True)):
@@ -205,27 +203,9 @@ def _match(segment: SegmentRow, audit: Audit, log: LogCheck) -> list[ReplayedEve
         row = rows.get(event.id) if event else None
         if not log.see_record(segment, place, content_hash, row) or row is None or event is None:
             continue
-        if log.see_text(row, is_readable=_is_readable(row)):
+        if log.see_text(row, is_readable=is_readable(row)):
             events.append(ReplayedEvent(row, event, content_hash))
     return events
-
-
-def _is_readable(row: EventRow) -> bool:
-    """Whether the texts of a row are what settlement writes; the checks go by that."""
-    try:
-        read_charges(row.charges)
-        read_draws(row.draws)
-        read_budget_draws(row.budget_draws)
-    except (ValueError, TypeError, AssertionError):
-        return False
-    return True
-
-
-def _try_decode(body: bytes) -> UsageEvent | None:
-    try:
-        return decode_event(body)
-    except (msgspec.DecodeError, msgspec.ValidationError):
-        return None
 
 
 def _check_documents(audit: Audit) -> Check:

@@ -3,7 +3,8 @@
 import gc
 import signal
 import threading
-from collections.abc import Generator, Mapping
+import time
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,8 +18,10 @@ from steelyard.billing.books import PositionMoved
 from steelyard.billing.event_preparation import PreparedBatch
 from steelyard.billing.grant_expiry import expire_grants
 from steelyard.billing.open_holds import mark_old_holds
+from steelyard.billing.reconciliation import Reconciliation
 from steelyard.billing.settlement import settle_batch
 from steelyard.entrypoints.logs import configure_logs
+from steelyard.entrypoints.metrics_server import metrics_served
 from steelyard.entrypoints.patience import start_patiently
 from steelyard.entrypoints.preparation_process import (
     PreparationProcess,
@@ -28,12 +31,14 @@ from steelyard.entrypoints.preparation_process import (
     prepare_wanted,
 )
 from steelyard.entrypoints.recount_collector import RecountCollector
+from steelyard.entrypoints.worker_metrics import LogStanding, WorkerMetrics
 from steelyard.errors import Failure
 from steelyard.eventlog.log import EventLogReader, EventLogs, EventLogUnavailable
 from steelyard.eventlog.outbox_folder import OutboxFolder
 from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.settings import Settings
+from steelyard.storage.reconciliation import SqlReconciliation
 from steelyard.storage.recount_store import SqlRecountStore
 
 log = structlog.get_logger()
@@ -42,6 +47,9 @@ FAILURE_PAUSE_S = 1.0
 BATCHES_IN_A_ROW = 20
 # A batch of so many records is a backlog: worth a second process.
 BACKLOG_MIN = 2_000
+DEEP_EVERY_S = 60.0
+DEEP_SHARE = 20
+LAGS_EVERY_S = 1.0
 
 
 def run_worker(settings: Settings) -> None:
@@ -52,7 +60,9 @@ def run_worker(settings: Settings) -> None:
         signal.signal(number, lambda _number, _frame: stop.set())
     stores = start_patiently(lambda: open_stores(settings), patience_s=settings.books_patience_s)
     logs = open_event_logs(settings, stores)
-    worker = Worker(stores, logs, batch_max=settings.worker_batch_max)
+    metrics = WorkerMetrics()
+    worker = Worker(stores, logs, batch_max=settings.worker_batch_max, metrics=metrics)
+    reconciling = Reconciling(stores, metrics, every_s=settings.reconcile_s)
     recounts = RecountCollector(
         SqlRecountStore(stores.database),
         settings.outbox_dir,
@@ -61,12 +71,19 @@ def run_worker(settings: Settings) -> None:
     )
     sweep = Sweep(stores, every_s=settings.sweep_s, hold_ttl_s=settings.hold_ttl_s)
     log.info("worker.started")
-    with closing(worker), closing(recounts):
+    serving = metrics_served(
+        metrics.expose,
+        host=settings.metrics_host,
+        port=settings.worker_metrics_port,
+        setting="STEELYARD_WORKER_METRICS_PORT",
+    )
+    with closing(worker), closing(recounts), serving:
         while not stop.is_set():
             try:
                 is_idle = worker.work() == 0
                 sweep.run_if_due()
                 recounts.collect_if_due()
+                reconciling.run_if_due()
             except Failure as failure:
                 log.error("worker.paused", code=failure.code, reason=str(failure))
                 stop.wait(FAILURE_PAUSE_S)
@@ -95,6 +112,34 @@ class Sweep:
         self._due = now + self._every
 
 
+class Reconciling:
+    """Looks at the books every so often; sums over large tables take a twentieth of the time at
+    most."""
+
+    def __init__(self, stores: Stores, metrics: WorkerMetrics, *, every_s: float) -> None:
+        self._reconciliation = Reconciliation(SqlReconciliation(stores.database).snapshot)
+        self._metrics = metrics
+        self._every_s = every_s
+        self._due_s = self._deep_due_s = time.monotonic()
+        metrics.reconciled = lambda: self._reconciliation.last
+
+    def run_if_due(self) -> None:
+        """A look that fails keeps nobody from settling; the next one tries again."""
+        began_s = time.monotonic()
+        if began_s < self._due_s:
+            return
+        is_deep = began_s >= self._deep_due_s
+        try:
+            self._reconciliation.look(is_deep=is_deep)
+        except Failure as failure:
+            self._metrics.reconciliation_failures += 1
+            log.error("books.not_reconciled", code=failure.code, reason=str(failure))
+        ended_s = time.monotonic()
+        self._due_s = ended_s + self._every_s
+        if is_deep:
+            self._deep_due_s = ended_s + max(DEEP_EVERY_S, DEEP_SHARE * (ended_s - began_s))
+
+
 class Worker:
     """Follows event logs, or the outboxes of a folder, from the position that the books remember.
 
@@ -108,6 +153,7 @@ class Worker:
         *,
         batch_max: int,
         backlog_min: int = BACKLOG_MIN,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self._stores = stores
         self._logs = OutboxFolder(logs) if isinstance(logs, Path) else logs
@@ -117,17 +163,21 @@ class Worker:
         self._prices: Mapping[str, CanonicalDocument] = {}
         self._rating = BatchRating({})
         self._preparation: PreparationProcess | None = None
+        self._metrics = metrics or WorkerMetrics()
+        self._lags_due_s = 0.0
 
     def work(self) -> int:
         """Settle what is there now, some batches of each outbox; returns how many records it read."""
         read = 0
         failure: EventLogUnavailable | None = None
-        for reader in self._logs.readers():
+        readers = self._logs.readers()
+        for reader in readers:
             try:
                 read += self._settle_log(reader)
             except EventLogUnavailable as unavailable:
                 # One log that cannot be read keeps nobody from the others.
                 failure = unavailable
+        self._note_lags(readers)
         if failure and not read:
             raise failure
         return read
@@ -135,6 +185,17 @@ class Worker:
     def close(self) -> None:
         self._stop_preparation()
         self._logs.close()
+
+    def _note_lags(self, readers: Sequence[EventLogReader]) -> None:
+        now_s = time.monotonic()
+        if now_s < self._lags_due_s:
+            return
+        self._lags_due_s = now_s + LAGS_EVERY_S
+        known = [reader for reader in readers if reader.log_id in self._positions]
+        self._metrics.logs = {
+            reader.log_id: LogStanding(self._positions[reader.log_id], _newest(reader))
+            for reader in known
+        }
 
     def _settle_log(self, reader: EventLogReader) -> int:
         """Up to some batches in a row, so that a busy log keeps both processes at work and does
@@ -160,6 +221,7 @@ class Worker:
         if self._refresh_prices():
             batch = self._prepare(reader, position)
             assert batch is not None, "records do not vanish from an outbox"
+        began_s = time.monotonic()
         try:
             with _collection_paused(), self._stores.books.write() as unit:
                 counts = settle_batch(batch, unit, at=self._stores.clock.now())
@@ -172,6 +234,8 @@ class Worker:
         self._logs.settled(reader, batch.last_position)
         if set_aside:
             self._logs.set_aside(reader, [(event.reason, event.body) for event in set_aside])
+        took_s = time.monotonic() - began_s
+        self._metrics.observe(batch, counts, at=self._stores.clock.now(), took_s=took_s)
         log.info("events.settled", log_id=reader.log_id, read=batch.record_count, **counts)
         return batch.record_count
 
@@ -215,6 +279,14 @@ class Worker:
             with self._stores.books.write() as unit:
                 self._positions[log_id] = unit.position(log_id)
         return self._positions[log_id]
+
+
+def _newest(reader: EventLogReader) -> int | None:
+    """A log that cannot be read has said so already: of its end nothing is known."""
+    try:
+        return reader.newest()
+    except EventLogUnavailable:
+        return None
 
 
 @contextmanager

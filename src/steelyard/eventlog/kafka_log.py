@@ -61,6 +61,14 @@ class KafkaPartition:
         # They stay until somebody asks for what comes after them.
         return list(islice(self._fetched, limit))
 
+    def newest(self) -> int | None:
+        """What the broker said last of the end of this partition."""
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(*self._place), cached=True)
+        except (KafkaException, RuntimeError) as error:
+            raise EventLogUnavailable(f"{self.log_id} cannot be read: {error}") from error
+        return end if end >= 0 else None
+
     def take(self, message: Message) -> None:
         """Keep a fetched record; one from before a change of place is dropped."""
         offset, body = message.offset(), message.value()

@@ -27,6 +27,10 @@ class EventLogReader(Protocol):
 
     def read_after(self, position: int, *, limit: int) -> Sequence[LogRecord]: ...
 
+    def newest(self) -> int | None:
+        """The position of the newest record; None where that is not known now."""
+        ...
+
 
 class EventLogs(Protocol):
     """The logs that one worker follows."""

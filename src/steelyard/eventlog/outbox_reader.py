@@ -5,7 +5,14 @@ from pathlib import Path
 
 from steelyard.eventlog.durable_mark import read_mark
 from steelyard.eventlog.log import EventLogUnavailable, LogRecord
-from steelyard.eventlog.segment import OutboxDamaged, SegmentName, segment_names, unpack_batch
+from steelyard.eventlog.segment import (
+    HEADER_BYTES,
+    OutboxDamaged,
+    SegmentName,
+    read_header,
+    segment_names,
+    unpack_batch,
+)
 from steelyard.eventlog.segment_writer import LOG_ID_FILE
 
 CHUNK_BYTES = 4 * 1024 * 1024
@@ -31,6 +38,10 @@ class OutboxReader:
         self._read_to = 0
         self._segment_number = 0
         self._offset = 0
+        # How far `newest` has walked over the batches of the last segment.
+        self._newest_in = 0
+        self._newest_offset = 0
+        self._newest_position = 1
 
     def read_after(self, position: int, *, limit: int) -> list[LogRecord]:
         """The next events; raises EventLogUnavailable, OutboxPruned or OutboxDamaged."""
@@ -39,8 +50,34 @@ class OutboxReader:
         except OSError as error:
             raise EventLogUnavailable(f"the outbox {self.path} failed: {error}") from error
 
+    def newest(self) -> int | None:
+        """The position of the last durable event; only headers of batches are read for it."""
+        try:
+            return self._newest()
+        except OSError as error:
+            raise EventLogUnavailable(f"the outbox {self.path} failed: {error}") from error
+
     def close(self) -> None:
         """Nothing is held open between two reads."""
+
+    def _newest(self) -> int | None:
+        durable = read_mark(self.path)
+        segments = segment_names(self.path)
+        last = next((n for n in segments if n.number == durable.segment_number), None)
+        if last is None:
+            return None
+        if self._newest_in != last.number:
+            self._newest_in, self._newest_offset = last.number, 0
+            self._newest_position = last.first_position
+        with last.path_in(self.path).open("rb") as file:
+            while self._newest_offset < durable.length:
+                header = os.pread(file.fileno(), HEADER_BYTES, self._newest_offset)
+                read = read_header(header)
+                if read is None:
+                    raise OutboxDamaged(f"{last.path_in(self.path)} is bad")
+                self._newest_position = read[0]
+                self._newest_offset += read[1]
+        return self._newest_position - 1
 
     def _read_after(self, position: int, limit: int) -> list[LogRecord]:
         durable = read_mark(self.path)

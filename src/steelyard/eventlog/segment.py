@@ -91,6 +91,15 @@ def unpack_batch(content: memoryview, begins: int) -> Batch | None:
     )
 
 
+def read_header(header: bytes) -> tuple[int, int] | None:
+    """Of a batch that was read as good before: the position after it, and its length in bytes."""
+    if len(header) < HEADER_BYTES or not header.startswith(MAGIC):
+        return None
+    _, _, first, event_count, opened_count, events_bytes, opened_bytes = _HEADER.unpack(header)
+    lengths_bytes = 4 * (event_count + opened_count)
+    return first + event_count, HEADER_BYTES + lengths_bytes + events_bytes + opened_bytes
+
+
 def _slices(content: memoryview, start: int, lengths: "array[int]") -> list[bytes]:
     ends = list(accumulate(lengths, initial=start))
     whole = bytes(content[start : ends[-1]])

@@ -29,17 +29,17 @@ from steelyard.billing.stored_event import (
     EventRow,
     GrantRow,
     HourRow,
+    LeaseRow,
     SegmentRow,
     TransactionRow,
 )
-from steelyard.ledger.hold import Hold
-from steelyard.ledger.lease import Lease
+from steelyard.ledger.hold import Hold, read_budget_draws, read_draws
 from steelyard.metering.event_segment import SegmentUnreadable, unpack_bodies
+from steelyard.money import Currency, Money
 from steelyard.pricing.price_book import CanonicalDocument
 from steelyard.storage import schema
 from steelyard.storage.database import Database
 from steelyard.storage.invoice_audit import SqlInvoiceAudit
-from steelyard.storage.lease_unit import SqlLeaseUnit
 from steelyard.storage.ledger_unit import hold_of
 from steelyard.storage.seal import SEALED_TABLES, seal_row, seal_transaction
 from steelyard.storage.set_statement import SetStatement
@@ -152,8 +152,18 @@ class SqlAuditSnapshot:
         for row in self._connection.execute(select(schema.open_holds)):
             yield hold_of(row)
 
-    def leases(self) -> Sequence[Lease]:
-        return SqlLeaseUnit(self._connection).leases_of(source_prefix="")
+    def leases(self) -> Sequence[LeaseRow]:
+        rows = self._connection.execute(select(schema.leases))
+        return [
+            LeaseRow(
+                row.id,
+                row.payer_id,
+                Money(row.amount, Currency(row.currency)),
+                read_draws(row.draws),
+                read_budget_draws(row.budget_draws),
+            )
+            for row in rows
+        ]
 
     def hold_conflicts(self) -> list[str]:
         return [row.id for row in self._connection.execute(text(_HOLD_CONFLICTS))]
