@@ -395,8 +395,6 @@ def _found(name: str, stores: Stores, folder: Path) -> Bench:
                 name=f"key-{number}",
                 department=department,
                 hint="",
-                requests_per_minute=None,
-                input_tokens_max=None,
                 created_at=MONTH,
                 revoked_at=None,
             )

@@ -1,7 +1,6 @@
 """The one test harness: the whole product in one process, spoken to in business verbs."""
 
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -10,7 +9,7 @@ from typing import Any, Self
 
 import anyio
 
-from steelyard.access.rate_limit import RequestRateLimit
+from steelyard.access.rate_limit import LocalCounts
 from steelyard.access.tenant import Department, Organisation, PaysFrom
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.stores import open_stores
@@ -24,10 +23,11 @@ from steelyard.entrypoints.openai_api.surfaces import SERVED, Surface
 from steelyard.entrypoints.worker_process import Worker
 from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.admission import Admission
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.lease_recovery import LeaseRecovery
+from steelyard.gateway.limit_directory import LimitDefaults, LimitDirectory, LimitsByPlace
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
@@ -194,17 +194,22 @@ class World:
             self.stores.prices.versions, self.stores.prices.revision, 1.0
         )
         self.prices = PriceDirectory(prices, self.clock)
-        self.admission = Admission(
-            catalog=ModelCatalog([self.upstream]),
-            prices=self.prices,
-            rate_limit=RequestRateLimit(time.monotonic),
-            holding=self.holding,
-            outbox=self.outbox,
-            limits=AdmissionLimits(
+        self.limits = LimitDirectory(
+            Snapshot[LimitsByPlace](self.stores.access.limits, self.stores.access.revision, 1.0),
+            LimitDefaults(
                 input_tokens_max=self.settings.input_tokens_max,
                 output_tokens_default=self.settings.output_tokens_default,
                 requests_per_minute=self.settings.requests_per_minute,
             ),
+        )
+        self.counts = LocalCounts(lambda: self.clock.now().timestamp())
+        self.admission = Admission(
+            catalog=ModelCatalog([self.upstream]),
+            prices=self.prices,
+            limits=self.limits,
+            counts=self.counts,
+            holding=self.holding,
+            outbox=self.outbox,
             clock=self.clock,
             disconnect_policies=self.disconnect_policies,
         )
@@ -267,8 +272,6 @@ class World:
             name=name,
             department=department,
             hint="",
-            requests_per_minute=None,
-            input_tokens_max=None,
             created_at=self.clock.now(),
             revoked_at=None,
         )
@@ -321,6 +324,7 @@ class World:
         self, key: str, parse: Callable[[], Asked], *, client: RecordingClient
     ) -> Answered:
         await self.prices.snapshot.refresh()
+        await self.limits.snapshot.refresh()
         await self.admission.catalog.refresh()
         gateway = Gateway(self.admission, self.outbox, self.clock, self.audit)
         try:

@@ -115,7 +115,34 @@ class Settings(BaseSettings):
         default=1024, ge=1, description="longest answer in tokens where the client sets none"
     )
     requests_per_minute: int = Field(
-        default=600, ge=0, description="requests a minute, for keys without their own limit"
+        default=600,
+        ge=0,
+        le=2**31 - 1,
+        description="requests a minute, for keys without their own limit",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="tokens a minute, in and out, for keys without their own limit; default: any",
+    )
+    requests_at_once: int | None = Field(
+        default=None,
+        ge=0,
+        le=2**31 - 1,
+        description="requests that run at once, for keys without their own limit; default: any",
+    )
+    output_tokens_max: int | None = Field(
+        default=None,
+        ge=1,
+        le=2**31 - 1,
+        description="longest answer in tokens that a client may ask for, where no limit says more; "
+        "default: the model's context",
+    )
+    trusted_proxies: str | None = Field(
+        default=None,
+        description="addresses of proxies whose X-Forwarded-For is believed, as 10.0.0.0/8,::1; "
+        "default: none",
     )
     request_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, description="largest body of a request, in bytes"

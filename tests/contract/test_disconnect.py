@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 import pytest
 
+from steelyard.access.limits import LimitSet
 from steelyard.app.disconnect_setting import DisconnectPolicyMalformed, read_policies
 from steelyard.billing.settlement_matrix import MATRIX, POLICIES
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
@@ -65,9 +66,9 @@ def test_a_stream_that_is_cut_at_any_byte_is_charged_exactly_what_the_matrix_say
 ) -> None:
     world = sqlite_world
     world.organisation(dollars="1")
-    world.keys["acme"] = replace(
-        world.keys["acme"], disconnect_policy=policy, requests_per_minute=10**6
-    )
+    world.keys["acme"] = replace(world.keys["acme"], disconnect_policy=policy)
+    many = LimitSet(requests_per_minute=10**6)
+    world.stores.access.set_limits("key", world.keys["acme"].id, many)
     world.upstream.script = Script(words=WORDS, prompt_tokens=PROMPT_TOKENS)
     recorded = world.chat(stream=True)
     lengths = [len(f"data: {event}\n\n") for event in recorded.client.events]

@@ -47,6 +47,7 @@ class Door:
         self, body: bytes, *, name: str = "k", key: str = "acme", **client: Any
     ) -> RecordingClient:
         await self.world.prices.snapshot.refresh()
+        await self.world.limits.snapshot.refresh()
         await self.world.admission.catalog.refresh()
         gateway = Gateway(self.world.admission, self.world.outbox, self.world.clock)
         asked = replace(parse_chat(body), is_repeatable=True)

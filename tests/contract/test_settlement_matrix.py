@@ -185,6 +185,7 @@ def _leave_a_hold_open(world: World, *, stream: bool = False) -> str:
 
     async def admit() -> str:
         await world.prices.snapshot.refresh()
+        await world.limits.snapshot.refresh()
         await world.admission.catalog.refresh()
         admitted = await world.admission.admit(parse_chat(body), world.keys["acme"], request_id="r")
         return admitted.hold.id

@@ -6,8 +6,10 @@ say what happens in between: the time of day, files, and use of the product.
     <!-- clock: 2026-10-01T08:00:00Z -->
     <!-- file: october.yaml -->            the next fenced block is that file
     <!-- usage: acme/support/desk requests=3 prompt=1200 answer=300 -->
+    <!-- refused: acme/support/desk prompt=1200 answer=300 -->   the next fenced block is the error
 """
 
+import json
 import os
 import re
 import shlex
@@ -22,12 +24,13 @@ import time_machine
 from typer.testing import CliRunner
 
 from steelyard.entrypoints.cli.main import application
+from steelyard.entrypoints.openai_api.error_answer import error_body
 from steelyard.errors import SteelyardError
 from steelyard.gateway.upstreams.scripted import Script
-from tests.world import World
+from tests.world import Answered, World
 
 UPDATE: Final = "UPDATE_GUIDES"
-_COMMENT = re.compile(r"^<!-- (clock|file|usage): (.+) -->$")
+_COMMENT = re.compile(r"^<!-- (clock|file|usage|refused): (.+) -->$")
 # Ids, hashes and secrets differ from run to run; everything else is the same.
 _IDS = (
     (re.compile(r"\b[0-9a-f]{64}\b"), "HASH"),
@@ -87,6 +90,8 @@ class Walk:
         self._runner = CliRunner()
         self._file: Path | None = None
         self._is_in_file = False
+        self._error: str | None = None
+        self._is_in_error = False
         self._told = ""
         self._ids: dict[str, str] = {}
 
@@ -103,6 +108,8 @@ class Walk:
                         self._file = self._folder / step.text
                     case "usage":
                         self._use(step.text)
+                    case "refused":
+                        self._error = self._refuse(step.text)
                     case "command":
                         self._told += f"$ {step.text}{self._run(step)}"
                     case _:
@@ -110,7 +117,10 @@ class Walk:
         return self._told
 
     def _keep(self, line: str) -> None:
-        """Plain text; a fenced block after a file's comment is the file."""
+        """Plain text; a fenced block after a file's comment is the file, one after a refusal's is
+        the error."""
+        if self._error is not None and self._keep_error(line, self._error):
+            return
         self._told += line
         if self._file is None:
             return
@@ -121,6 +131,16 @@ class Walk:
         elif self._is_in_file:
             with self._file.open("a") as file:
                 file.write(line)
+
+    def _keep_error(self, line: str, error: str) -> bool:
+        """Whether the line stands in the block of an error; it is told as the error is."""
+        if not line.startswith("```"):
+            return self._is_in_error
+        self._is_in_error = not self._is_in_error
+        if not self._is_in_error:
+            self._told += error
+            self._error = None
+        return False
 
     def _run(self, step: Step) -> str:
         """What a command prints; where only ids differ, what the guide said it prints."""
@@ -153,21 +173,34 @@ class Walk:
     def _known(self, word: str) -> str:
         return self._ids.get(word, word)
 
+    def _refuse(self, text: str) -> str:
+        """What a caller is told whose request is refused."""
+        answered = self._ask(text)
+        assert answered.error is not None, "the request was not refused"
+        return json.dumps(json.loads(error_body(answered.error)), indent=2) + "\n"
+
     def _use(self, text: str) -> None:
         """Answers of the scripted model, brought into the books at once."""
-        key, *given = text.split()
-        numbers = {name: int(value) for name, value in (pair.split("=") for pair in given)}
+        numbers = _numbers(text)
+        for _ in range(numbers["requests"]):
+            self._world.clock.advance(seconds=1)
+            answered = self._ask(text)
+            assert answered.error is None, answered.error
+        self._world.settle()
+
+    def _ask(self, text: str) -> Answered:
+        key, numbers = text.split(maxsplit=1)[0], _numbers(text)
         self._world.upstream.script = Script(
             words=("word",) * numbers["answer"], prompt_tokens=numbers["prompt"]
         )
         self._world.keys |= {k.path: k for k, _ in self._world.stores.access.all_keys()}
         # A letter is at most a token, so this prompt may have as many tokens as it has letters.
         messages = [{"role": "user", "content": "x" * numbers["prompt"]}]
-        for _ in range(numbers["requests"]):
-            self._world.clock.advance(seconds=1)
-            answered = self._world.chat(key, messages=messages, max_tokens=numbers["answer"])
-            assert answered.error is None, answered.error
-        self._world.settle()
+        return self._world.chat(key, messages=messages, max_tokens=numbers["answer"])
+
+
+def _numbers(text: str) -> dict[str, int]:
+    return {name: int(value) for name, value in (pair.split("=") for pair in text.split()[1:])}
 
 
 def _normal(text: str) -> str:

@@ -42,6 +42,23 @@ def test_a_month_is_closed_as_the_guide_says(
     assert promotional == -_sum(tmp_path / "october.csv", "amount", kind="promotional_credit")
 
 
+def test_limits_and_keys_work_as_the_guide_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STEELYARD_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setattr(console, "_width", 150)
+
+    with World(read_settings(data_dir=tmp_path / "data")) as world:
+        check_guide(GUIDES / "limits.md", world, tmp_path)
+        limits = world.stores.access.limits()
+        key = world.stores.access.find_key("acme/support/desk")
+
+    assert key.revoked_at is not None
+    assert limits["key", key.id].requests_per_minute == 3
+    assert limits["department", key.department.id].tokens_per_minute == 3000
+
+
 def _sum(path: Path, column: str, *, kind: str | None = None) -> int:
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if kind in {None, row.get("kind")}]

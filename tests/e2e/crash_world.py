@@ -228,8 +228,6 @@ def _found(stores: Stores, credit: Money) -> tuple[Organisation, list[str]]:
             name=policy.replace("_", "-"),
             department=department,
             hint=hint_of(secret),
-            requests_per_minute=None,
-            input_tokens_max=None,
             created_at=now,
             revoked_at=None,
             disconnect_policy=policy,

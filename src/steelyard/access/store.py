@@ -1,10 +1,12 @@
 """What access needs from its store."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Protocol
 
+from steelyard.access.limits import NO_LIMITS, LimitScope, LimitSet
 from steelyard.access.tenant import Department, Organisation, Project
-from steelyard.access.virtual_key import VirtualKey
+from steelyard.access.virtual_key import KeySecret, VirtualKey
 from steelyard.errors import Refusal
 
 
@@ -58,7 +60,17 @@ class AccessStore(Protocol):
 
     def insert_project(self, project: Project) -> None: ...
 
-    def insert_key(self, key: VirtualKey, *, secret_hash: str) -> None: ...
+    def insert_key(
+        self, key: VirtualKey, *, secret_hash: str, limits: LimitSet = NO_LIMITS
+    ) -> None: ...
+
+    def change_key(self, key: VirtualKey) -> None:
+        """Keep when it expires."""
+        ...
+
+    def rotate_key(self, key: VirtualKey, *, secret_hash: str, old_ends_at: datetime) -> None:
+        """Give a key a new secret and its hint; the one that it had works until it ends."""
+        ...
 
     def move_key(self, key: VirtualKey) -> None:
         """Keep its department and project. Requests that are running stay where they were."""
@@ -76,6 +88,18 @@ class AccessStore(Protocol):
 
     def all_keys(self) -> list[tuple[VirtualKey, str]]:
         """Every key with the hash of its secret."""
+        ...
+
+    def secrets(self) -> list[KeySecret]:
+        """The secret of every key, and those that were replaced."""
+        ...
+
+    def set_limits(self, scope: LimitScope, scope_id: str, limits: LimitSet) -> None:
+        """Keep what a place, or a model, allows; it replaces what was said before."""
+        ...
+
+    def limits(self) -> Mapping[tuple[LimitScope, str], LimitSet]:
+        """What every place allows that allows anything."""
         ...
 
     def find_organisation(self, name: str) -> Organisation:

@@ -32,18 +32,23 @@ class KeyRevoked(Refusal):
     code = "key_revoked"
 
 
+class KeyExpired(Refusal):
+    """This key, or this secret of it, has expired. Ask for a new one."""
+
+    code = "key_expired"
+
+
 @dataclass(frozen=True, slots=True)
 class VirtualKey:
-    """What a secret stands for: a department, perhaps a project of it, and how much it may ask."""
+    """What a secret stands for: a department, perhaps a project of it."""
 
     id: str
     name: str
     department: Department
     hint: str
-    requests_per_minute: int | None
-    input_tokens_max: int | None
     created_at: datetime
     revoked_at: datetime | None
+    expires_at: datetime | None = None
     project: Project | None = None
     # What its callers are charged when they leave; None where the model or the gateway decides.
     disconnect_policy: DisconnectPolicy | None = None
@@ -51,6 +56,15 @@ class VirtualKey:
     @property
     def path(self) -> str:
         return f"{self.department.path}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class KeySecret:
+    """A secret of a key, by its hash; one that was replaced works until it ends."""
+
+    secret_hash: str
+    key: VirtualKey
+    ends_at: datetime | None = None
 
 
 def make_secret() -> str:

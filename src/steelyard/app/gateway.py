@@ -9,9 +9,8 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from steelyard.access.rate_limit import RequestRateLimit
+from steelyard.access.rate_limit import LocalCounts
 from steelyard.access.store import AccessStore
-from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.disconnect_setting import read_policies
 from steelyard.app.stores import Stores, open_stores
 from steelyard.clock import Clock
@@ -19,13 +18,14 @@ from steelyard.counting.counting_process import CountingProcess
 from steelyard.eventlog.outbox import Outbox
 from steelyard.eventlog.recount_log import SUFFIX, RecountLog
 from steelyard.eventlog.relay import read_relayed
-from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.admission import Admission
 from steelyard.gateway.answer_store import SqliteAnswerStore
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.idempotency import Idempotency
-from steelyard.gateway.key_directory import KeyDirectory, KeysByHash
+from steelyard.gateway.key_directory import KeyDirectory, SecretsByHash
 from steelyard.gateway.lease_recovery import LeaseRecovery
+from steelyard.gateway.limit_directory import LimitDefaults, LimitDirectory, LimitsByPlace
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
@@ -46,6 +46,7 @@ class GatewayParts:
 
     gateway: Gateway
     keys: KeyDirectory
+    limits: LimitDirectory
     catalog: ModelCatalog
     idempotency: Idempotency
     stores: Stores
@@ -69,17 +70,15 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     holding = Holding.of(stores.books, outbox, stores.clock, ttl_s=settings.lease_ttl_s)
     closing.push_async_callback(holding.close)
     engine = _engine(settings)
-    keys = Snapshot[KeysByHash](
-        lambda: _keys_by_hash(stores.access), stores.access.revision, settings.refresh_s
-    )
-    prices = _price_snapshot(settings, stores)
-    price_directory = PriceDirectory(prices, stores.clock)
+    keys = _key_directory(settings, stores)
+    limits = _limit_directory(settings, stores.access)
+    prices = _price_directory(settings, stores)
     catalog = ModelCatalog([engine])
     recovery = Recovery(
         books=stores.books,
         leases=LeaseRecovery(holding.lease_desk, outbox, stores.clock, source_prefix),
         outbox=outbox,
-        prices=price_directory,
+        prices=prices,
         upstreams=[engine],
         clock=stores.clock,
         source_prefix=source_prefix,
@@ -87,11 +86,11 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     )
     admission = Admission(
         catalog=catalog,
-        prices=price_directory,
-        rate_limit=RequestRateLimit(time.monotonic),
+        prices=prices,
+        limits=limits,
+        counts=LocalCounts(time.monotonic),
         holding=holding,
         outbox=outbox,
-        limits=_limits(settings),
         clock=stores.clock,
         disconnect_policies=_disconnect_policies(settings),
     )
@@ -101,25 +100,23 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     audit = await anyio.to_thread.run_sync(lambda: _open_audit(settings, stores.clock))
     closing.push_async_callback(anyio.to_thread.run_sync, audit.close)
     left_open = await anyio.to_thread.run_sync(recovery.find)
-    await keys.refresh()
-    await prices.refresh()
+    snapshots = keys.snapshot, limits.snapshot, prices.snapshot
+    for snapshot in snapshots:
+        await snapshot.refresh()
+    watches = [snapshot.watch for snapshot in snapshots]
     async with engine, anyio.create_task_group() as tasks:
-        watches = keys.watch, prices.watch, catalog.watch, watch_pruning, holding.keeper.keep
-        for watch in watches:
+        for watch in (*watches, catalog.watch, watch_pruning, holding.keeper.keep):
             tasks.start_soon(watch)
         tasks.start_soon(recovery.resolve, left_open)
         yield GatewayParts(
             Gateway(admission, outbox, stores.clock, audit),
-            KeyDirectory(keys, stores.pepper),
+            keys,
+            limits,
             catalog,
             Idempotency(answers, wait_s=settings.idempotency_wait_s),
             stores,
         )
         tasks.cancel_scope.cancel()
-
-
-def _price_snapshot(settings: Settings, stores: Stores) -> Snapshot[Sequence[PriceVersion]]:
-    return Snapshot(stores.prices.versions, stores.prices.revision, settings.refresh_s)
 
 
 def _open_outbox(settings: Settings, source_prefix: str) -> Outbox:
@@ -185,12 +182,17 @@ def _engine(settings: Settings) -> OpenAIHttpUpstream:
     )
 
 
-def _limits(settings: Settings) -> AdmissionLimits:
-    return AdmissionLimits(
+def _limit_directory(settings: Settings, access: AccessStore) -> LimitDirectory:
+    snapshot = Snapshot[LimitsByPlace](access.limits, access.revision, settings.refresh_s)
+    defaults = LimitDefaults(
         input_tokens_max=settings.input_tokens_max,
         output_tokens_default=settings.output_tokens_default,
         requests_per_minute=settings.requests_per_minute,
+        tokens_per_minute=settings.tokens_per_minute,
+        requests_at_once=settings.requests_at_once,
+        output_tokens_max=settings.output_tokens_max,
     )
+    return LimitDirectory(snapshot, defaults)
 
 
 def _disconnect_policies(settings: Settings) -> DisconnectPolicies:
@@ -198,5 +200,18 @@ def _disconnect_policies(settings: Settings) -> DisconnectPolicies:
     return DisconnectPolicies(settings.disconnect_policy, by_model)
 
 
-def _keys_by_hash(access: AccessStore) -> dict[str, VirtualKey]:
-    return {secret_hash: key for key, secret_hash in access.all_keys()}
+def _price_directory(settings: Settings, stores: Stores) -> PriceDirectory:
+    snapshot = Snapshot[Sequence[PriceVersion]](
+        stores.prices.versions, stores.prices.revision, settings.refresh_s
+    )
+    return PriceDirectory(snapshot, stores.clock)
+
+
+def _key_directory(settings: Settings, stores: Stores) -> KeyDirectory:
+    access = stores.access
+    snapshot = Snapshot[SecretsByHash](
+        lambda: {secret.secret_hash: secret for secret in access.secrets()},
+        access.revision,
+        settings.refresh_s,
+    )
+    return KeyDirectory(snapshot, stores.pepper, stores.clock)

@@ -8,6 +8,7 @@ import uvloop
 from steelyard.app.gateway import open_gateway
 from steelyard.entrypoints.logs import configure_logs
 from steelyard.entrypoints.openai_api.application import GatewayApplication
+from steelyard.entrypoints.openai_api.client_address import read_trusted_proxies
 from steelyard.entrypoints.patience import start_patiently
 from steelyard.listening import listen
 from steelyard.settings import Settings
@@ -29,6 +30,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         lambda: open_gateway(settings),
         body_bytes_max=settings.request_bytes_max,
         form_bytes_max=settings.upload_bytes_max,
+        trusted_proxies=read_trusted_proxies(settings.trusted_proxies or ""),
     )
     config = uvicorn.Config(
         application,
@@ -38,6 +40,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # It would believe what anybody on this machine writes; see client_address.
+        proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
     async with application.running():

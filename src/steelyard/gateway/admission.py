@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from steelyard import __version__
-from steelyard.access.rate_limit import RequestRateLimit
+from steelyard.access.rate_limit import Counted, RequestCounts
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.billing.authorization import affordable_output_tokens, highest_charge_within
 from steelyard.billing.budgets import BudgetExceeded
@@ -17,9 +17,15 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.event_draft import opened_attempt
 from steelyard.gateway.holding import Holding
+from steelyard.gateway.limit_directory import LimitDirectory, LimitsInForce
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PinnedPrices, PriceDirectory
-from steelyard.gateway.refusals import NotEnoughMoney, OverBudget, PromptTooLong
+from steelyard.gateway.refusals import (
+    AnswerTooLong,
+    NotEnoughMoney,
+    OverBudget,
+    PromptTooLong,
+)
 from steelyard.gateway.upstreams.base import ServedModel, Upstream
 from steelyard.gateway.workloads.asked import Asked, Limits, Way
 from steelyard.ids import new_id
@@ -46,15 +52,6 @@ from steelyard.timestamp import write_timestamp
 
 
 @dataclass(frozen=True, slots=True)
-class AdmissionLimits:
-    """What a key may ask for where it has no limit of its own; tokens and requests."""
-
-    input_tokens_max: int
-    output_tokens_default: int
-    requests_per_minute: int
-
-
-@dataclass(frozen=True, slots=True)
 class Admitted:
     """A request that may run: who, where, at what price, and what is held for it."""
 
@@ -69,8 +66,7 @@ class Admitted:
     opening: PendingOpening
     input_tokens_max: int
     output_tokens_max: int
-    requests_per_minute: int
-    requests_remaining: int
+    counted: Counted
 
     def upstream_body(self) -> bytes:
         each = self.output_tokens_max // max(1, self.asked.choice_count)
@@ -128,9 +124,7 @@ class _Bound:
     @property
     def tokens_max(self) -> int:
         """What it may use of a budget of tokens."""
-        counts = self.counts_max or {}
-        others = sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
-        return self.input_tokens + self.output_tokens + others
+        return self.input_tokens + self.output_tokens + _tokens_within(self.counts_max or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +133,40 @@ class Admission:
 
     catalog: ModelCatalog
     prices: PriceDirectory
-    rate_limit: RequestRateLimit
+    limits: LimitDirectory
+    counts: RequestCounts
     holding: Holding
     outbox: Outbox
-    limits: AdmissionLimits
     clock: Clock
     disconnect_policies: DisconnectPolicies
 
     async def admit(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Admitted:
         """Raises one of the refusals, with nothing held, or returns with the money held."""
         self.outbox.check()
-        per_minute = self._per_minute(key)
-        remaining = self.rate_limit.admit(key.id, per_minute=per_minute)
         route = self._route(asked, key)
-        bound = await self._bound(asked, key, route)
+        limits = self.limits.over(key, model=route.model.id, asked=asked.model)
+        output = self._output_tokens(asked, route, limits)
+        counted = await self._count(asked, route, limits, output)
+        try:
+            return await self._admit(
+                asked, key, route, limits, output=output, counted=counted, request_id=request_id
+            )
+        except BaseException:
+            counted.end(tokens=0)
+            raise
+
+    async def _admit(
+        self,
+        asked: Asked,
+        key: VirtualKey,
+        route: _Route,
+        limits: LimitsInForce,
+        *,
+        output: int,
+        counted: Counted,
+        request_id: str,
+    ) -> Admitted:
+        bound = await self._bound(asked, route, limit=limits.input_tokens_max, output=output)
         opened = self._open(asked, key, route, request_id=request_id)
         hold, bound = await self._hold(asked, opened, bound, route)
         attempt = opened_attempt(
@@ -171,17 +185,20 @@ class Admission:
             opening=self.outbox.open(attempt),
             input_tokens_max=bound.input_tokens,
             output_tokens_max=bound.output_tokens,
-            requests_per_minute=per_minute,
-            requests_remaining=remaining,
+            counted=counted,
         )
 
     async def quote(self, asked: Asked, key: VirtualKey) -> Quote:
         """Count and price a prompt; refuses as `admit` does, and holds nothing."""
-        self.rate_limit.admit(key.id, per_minute=self._per_minute(key))
         route = self._route(asked, key)
+        limits = self.limits.over(key, model=route.model.id, asked=asked.model)
+        output = self._output_tokens(asked, route, limits)
         prices, currency = route.pinned.prices, route.pinned.currency
-        count = await route.count(asked)
-        output = self._output_tokens(asked, route)
+        counted = await self.counts.count(limits.counted, tokens=0)
+        try:
+            count = await route.count(asked)
+        finally:
+            counted.end(tokens=0)
         bound = _bound_of(asked, count, output, is_exact=True)
         usage = text_usage(input_tokens=count, output_tokens=0)
         return Quote(
@@ -189,25 +206,37 @@ class Admission:
             pinned=route.pinned,
             count_source=route.upstream.count_source,
             input_tokens=count,
-            input_tokens_max=self._input_tokens_max(key),
+            input_tokens_max=limits.input_tokens_max,
             output_tokens_max=output,
             prompt_cost=rate_usage(usage, prices=prices, currency=currency).total,
             highest_cost=_highest(bound, route.pinned),
         )
 
-    def _per_minute(self, key: VirtualKey) -> int:
-        own = key.requests_per_minute
-        return self.limits.requests_per_minute if own is None else own
+    async def _count(
+        self, asked: Asked, route: _Route, limits: LimitsInForce, output: int
+    ) -> Counted:
+        """Count the request against its limits, with the most tokens that it may have."""
+        if asked.counts_max is not None:
+            tokens = _tokens_within(asked.counts_max)
+            return await self.counts.count(limits.counted, tokens=tokens)
+        at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
+        # A longer prompt is refused as soon as it is counted.
+        limit = limits.input_tokens_max
+        prompt = limit if at_most is None else min(at_most, limit)
+        return await self.counts.count(limits.counted, tokens=prompt + output)
 
-    def _input_tokens_max(self, key: VirtualKey) -> int:
-        return (
-            self.limits.input_tokens_max if key.input_tokens_max is None else key.input_tokens_max
-        )
-
-    def _output_tokens(self, asked: Asked, route: _Route) -> int:
+    def _output_tokens(self, asked: Asked, route: _Route, limits: LimitsInForce) -> int:
         """The longest answer, all choices together."""
-        wanted = asked.output_tokens_max or self.limits.output_tokens_default
-        return min(wanted, route.model.context_tokens_max) * asked.choice_count
+        choices, limit = asked.choice_count, limits.output_tokens_max
+        wanted = asked.output_tokens_max or self.limits.defaults.output_tokens_default
+        output = min(wanted, route.model.context_tokens_max) * choices
+        if limit is None or output <= limit:
+            return output
+        if asked.output_tokens_max is not None or limit < choices:
+            raise AnswerTooLong(
+                f"the answer may have {output} tokens; at most {limit} are allowed (max_tokens)"
+            )
+        return limit // choices * choices
 
     def _route(self, asked: Asked, key: VirtualKey) -> _Route:
         model, upstream = self.catalog.find(asked.model, paths={way.path for way in asked.ways})
@@ -215,12 +244,10 @@ class Admission:
         pinned = self.prices.pin(model.id, organisation=key.department.organisation)
         return _Route(model, upstream, way, pinned)
 
-    async def _bound(self, asked: Asked, key: VirtualKey, route: _Route) -> _Bound:
+    async def _bound(self, asked: Asked, route: _Route, *, limit: int, output: int) -> _Bound:
         """Bytes bound the tokens of most prompts; only one near the limit is counted."""
         if asked.counts_max is not None:
             return _bound_by_meter(asked.counts_max, route.pinned)
-        limit = self._input_tokens_max(key)
-        output = self._output_tokens(asked, route)
         at_least = input_tokens_lower_bound(asked.size, facts=route.model.tokenizer)
         if at_least > limit:
             raise PromptTooLong(
@@ -305,6 +332,10 @@ class Admission:
             tokens_max=bound.tokens_max,
         )
         return await self.holding.place(hold, scope)
+
+
+def _tokens_within(counts: Mapping[str, int]) -> int:
+    return sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
 
 
 def _bound_of(asked: Asked, input_tokens: int, output_tokens: int, *, is_exact: bool) -> _Bound:

@@ -7,38 +7,48 @@ from typing import Final
 from steelyard.access.virtual_key import (
     PREFIX,
     SECRET_CHARACTERS_MAX,
+    KeyExpired,
     KeyMissing,
     KeyRevoked,
+    KeySecret,
     KeyUnknown,
     VirtualKey,
     hash_secret,
 )
+from steelyard.clock import Clock
 from steelyard.gateway.snapshot import Snapshot
 
 BEARER: Final = "bearer "
-KeysByHash = Mapping[str, VirtualKey]
+SecretsByHash = Mapping[str, KeySecret]
 
 
 @dataclass(slots=True)
 class KeyDirectory:
     """Looks keys up by the keyed hash of their secret."""
 
-    snapshot: Snapshot[KeysByHash]
+    snapshot: Snapshot[SecretsByHash]
     pepper: bytes
+    clock: Clock
 
     async def find(self, authorization: str | None) -> VirtualKey:
-        """The live key of an Authorization header; raises KeyMissing, KeyUnknown or KeyRevoked."""
-        secret = _secret_in(authorization)
-        secret_hash = hash_secret(secret, pepper=self.pepper)
-        key = self.snapshot.copy.get(secret_hash)
-        if key is None:
+        """The live key of an Authorization header; raises KeyMissing, KeyUnknown, KeyRevoked or
+        KeyExpired."""
+        given = _secret_in(authorization)
+        secret_hash = hash_secret(given, pepper=self.pepper)
+        secret = self.snapshot.copy.get(secret_hash)
+        if secret is None:
             # It may have been made a moment ago.
             await self.snapshot.refresh()
-            key = self.snapshot.copy.get(secret_hash)
-        if key is None:
+            secret = self.snapshot.copy.get(secret_hash)
+        if secret is None:
             raise KeyUnknown
+        key = secret.key
         if key.revoked_at is not None:
             raise KeyRevoked(f"the key {key.name!r} was revoked; ask for a new one")
+        if secret.ends_at is not None and secret.ends_at <= self.clock.now():
+            raise KeyExpired(f"the key {key.name!r} has a new secret, and this one has ended")
+        if key.expires_at is not None and key.expires_at <= self.clock.now():
+            raise KeyExpired(f"the key {key.name!r} has expired; ask for a new one")
         return key
 
 

@@ -73,6 +73,12 @@ class PromptTooLong(Refusal):
     code = "prompt_too_long"
 
 
+class AnswerTooLong(Refusal):
+    """The answer may have more tokens than are allowed."""
+
+    code = "answer_too_long"
+
+
 class NotEnoughMoney(Refusal):
     """The available balance does not cover the most that this request may cost."""
 

@@ -19,6 +19,7 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, Admitted
 from steelyard.gateway.closing import Closed, close_attempt
 from steelyard.gateway.disconnecting import HeldBackClient
+from steelyard.gateway.limit_headers import limit_headers
 from steelyard.gateway.recent_usage import RecentUsage
 from steelyard.gateway.relay import (
     Client,
@@ -86,6 +87,7 @@ async def serve(
     finally:
         # The client may be gone and the server stopping: the attempt is closed all the same.
         with anyio.CancelScope(shield=True):
+            admitted.counted.end(tokens=meter.tokens_used)
             closed = await _close(gateway, admitted, meter, relayed)
     assert closed is not None, "an attempt is closed before its end is told"
     try:
@@ -207,8 +209,7 @@ def _headers(admitted: Admitted) -> dict[str, str]:
     return {
         "x-request-id": admitted.opened.request_id,
         "x-steelyard-event-id": admitted.hold.id,
-        "x-ratelimit-limit-requests": str(admitted.requests_per_minute),
-        "x-ratelimit-remaining-requests": str(admitted.requests_remaining),
+        **limit_headers(admitted.counted.allowances),
     }
 
 

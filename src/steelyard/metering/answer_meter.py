@@ -38,6 +38,13 @@ class AnswerMeter:
             self.first_token_at = at
 
     @property
+    def tokens_used(self) -> int | None:
+        """All tokens that the upstream reported; None where it did work and said nothing."""
+        if self.reported is not None:
+            return self.reported.input_tokens + self.reported.output_tokens
+        return None if self.is_complete or self._delivered_bytes else 0
+
+    @property
     def delivered_bytes(self) -> int:
         """The size of what the client was handed."""
         return sum(map(len, self._delivered_bytes))

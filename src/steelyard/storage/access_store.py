@@ -1,17 +1,20 @@
 """The store of tenants, projects and virtual keys."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, Table, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from steelyard.access.limits import NO_LIMITS, LimitScope, LimitSet
 from steelyard.access.store import KeyNotFound, NameTaken, ProjectNotFound, TenantNotFound
 from steelyard.access.tenant import Department, Organisation, Project
-from steelyard.access.virtual_key import VirtualKey
+from steelyard.access.virtual_key import KeySecret, VirtualKey
 from steelyard.money import Currency
 from steelyard.storage import schema
 from steelyard.storage.database import Database
+from steelyard.storage.limit_rows import read_limits, write_limits
 
 TOPIC: Final = "access"
 
@@ -73,7 +76,9 @@ class SqlAccessStore:
         }
         self._insert(_projects, row, what=f"a project {project.path!r}")
 
-    def insert_key(self, key: VirtualKey, *, secret_hash: str) -> None:
+    def insert_key(
+        self, key: VirtualKey, *, secret_hash: str, limits: LimitSet = NO_LIMITS
+    ) -> None:
         row = {
             "id": key.id,
             "department_id": key.department.id,
@@ -81,13 +86,33 @@ class SqlAccessStore:
             "name": key.name,
             "secret_hash": secret_hash,
             "hint": key.hint,
-            "requests_per_minute": key.requests_per_minute,
-            "input_tokens_max": key.input_tokens_max,
             "disconnect_policy": key.disconnect_policy,
             "created_at": key.created_at,
             "revoked_at": None,
+            "expires_at": key.expires_at,
         }
-        self._insert(_keys, row, what=f"a key {key.path}")
+        self._insert(
+            _keys,
+            row,
+            what=f"a key {key.path}",
+            then=lambda connection: write_limits(connection, "key", key.id, limits),
+        )
+
+    def change_key(self, key: VirtualKey) -> None:
+        changed = {"expires_at": key.expires_at}
+        with self._database.write() as connection:
+            connection.execute(update(_keys).where(_keys.c.id == key.id).values(**changed))
+            _bump(connection)
+
+    def rotate_key(self, key: VirtualKey, *, secret_hash: str, old_ends_at: datetime) -> None:
+        wanted = select(_keys.c.secret_hash).where(_keys.c.id == key.id).with_for_update()
+        changed = {"secret_hash": secret_hash, "hint": key.hint}
+        with self._database.write() as connection:
+            old = connection.execute(wanted).scalar_one()
+            row = {"secret_hash": old, "key_id": key.id, "ends_at": old_ends_at}
+            connection.execute(insert(schema.replaced_secrets), row)
+            connection.execute(update(_keys).where(_keys.c.id == key.id).values(**changed))
+            _bump(connection)
 
     def move_key(self, key: VirtualKey) -> None:
         place = {
@@ -142,6 +167,28 @@ class SqlAccessStore:
         with self._database.read() as connection:
             return [(_key(row), row.secret_hash) for row in connection.execute(query)]
 
+    def secrets(self) -> list[KeySecret]:
+        replaced = schema.replaced_secrets
+        keys = self.all_keys()
+        by_id = {key.id: key for key, _ in keys}
+        with self._database.read() as connection:
+            # A key that was made since is not among those that were read.
+            others = [
+                KeySecret(row.secret_hash, by_id[row.key_id], row.ends_at)
+                for row in connection.execute(select(replaced))
+                if row.key_id in by_id
+            ]
+        return [*(KeySecret(secret_hash, key) for key, secret_hash in keys), *others]
+
+    def set_limits(self, scope: LimitScope, scope_id: str, limits: LimitSet) -> None:
+        with self._database.write() as connection:
+            write_limits(connection, scope, scope_id, limits)
+            _bump(connection)
+
+    def limits(self) -> dict[tuple[LimitScope, str], LimitSet]:
+        with self._database.read() as connection:
+            return read_limits(connection)
+
     def find_organisation(self, name: str) -> Organisation:
         for organisation in self.organisations():
             if organisation.name == name:
@@ -176,10 +223,18 @@ class SqlAccessStore:
         with self._database.read() as connection:
             return read_revision(connection, TOPIC)
 
-    def _insert(self, table: Table, row: dict[str, Any], *, what: str) -> None:
+    def _insert(
+        self,
+        table: Table,
+        row: dict[str, Any],
+        *,
+        what: str,
+        then: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
         try:
             with self._database.write() as connection:
                 connection.execute(insert(table), row)
+                then(connection)
                 _bump(connection)
         except IntegrityError as error:
             raise NameTaken(f"there is {what} already") from error
@@ -247,10 +302,9 @@ def _key(row: Row[Any]) -> VirtualKey:
         name=row.name,
         department=_department(row),
         hint=row.hint,
-        requests_per_minute=row.requests_per_minute,
-        input_tokens_max=row.input_tokens_max,
         created_at=row.created_at,
         revoked_at=row.revoked_at,
+        expires_at=row.expires_at,
         project=_project(row) if row.p_name is not None else None,
         disconnect_policy=row.disconnect_policy,
     )

@@ -26,6 +26,8 @@ organisations = tenant_tables.organisations
 departments = tenant_tables.departments
 projects = tenant_tables.projects
 virtual_keys = tenant_tables.virtual_keys
+replaced_secrets = tenant_tables.replaced_secrets
+limits = tenant_tables.limits
 chargeback_weights = tenant_tables.chargeback_weights
 leases = lease_table.leases
 

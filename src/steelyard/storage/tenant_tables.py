@@ -9,6 +9,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 
@@ -73,12 +74,38 @@ virtual_keys = Table(
     Column("name", String(63), nullable=False),
     Column("secret_hash", String(64), nullable=False, unique=True),
     Column("hint", String(32), nullable=False),
-    Column("requests_per_minute", Integer),
-    Column("input_tokens_max", Integer),
     Column("disconnect_policy", String(16)),
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
+    Column("expires_at", Moment),
     UniqueConstraint("department_id", "name"),
+)
+
+# Secrets that were replaced, and work until they end.
+replaced_secrets = Table(
+    "replaced_secrets",
+    metadata,
+    Column("secret_hash", String(64), primary_key=True),
+    Column("key_id", String(64), ForeignKey("virtual_keys.id"), nullable=False),
+    Column("ends_at", Moment, nullable=False),
+)
+
+# What a place of the tree, or a model, allows; lists have one entry a line.
+limits = Table(
+    "limits",
+    metadata,
+    Column("scope", String(16), primary_key=True),
+    Column("scope_id", String(256), primary_key=True),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("requests_at_once", Integer),
+    Column("input_tokens_max", Integer),
+    Column("output_tokens_max", Integer),
+    Column("models", Text, nullable=False),
+    Column("ip_ranges", Text, nullable=False),
+    CheckConstraint(
+        "scope IN ('organisation', 'department', 'project', 'key', 'model')", name="scope"
+    ),
 )
 
 # How a shared department's cost is split among others of its organisation.

@@ -4,12 +4,16 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from steelyard.access.budget import Budget, BudgetMalformed, BudgetPeriod, BudgetScope, set_budget
-from steelyard.access.store import AccessStore
-from steelyard.access.tenant import Department, Organisation, Project
+from steelyard.access.budget import Budget, BudgetMalformed, BudgetPeriod, set_budget
 from steelyard.entrypoints.cli.funds import TAKES_NEGATIVE
 from steelyard.entrypoints.cli.output import JsonFlag, show, show_rows, stores_opened
-from steelyard.entrypoints.cli.places import Place, PlaceArgument, find_place, organisation_of
+from steelyard.entrypoints.cli.places import (
+    PlaceArgument,
+    find_place,
+    organisation_of,
+    paths_by_id,
+    scope_of,
+)
 from steelyard.money import read_decimal, write_decimal
 from steelyard.storage.budget_store import BudgetStanding
 from steelyard.timestamp import write_timestamp
@@ -44,7 +48,7 @@ def set_one(
         found = find_place(stores.access, place, is_key=key)
         budget = set_budget(
             organisation_of(found),
-            scope=_scope(found),
+            scope=scope_of(found),
             scope_id=found.id,
             unit="tokens" if amount is None else "money",
             amount=_read_tokens(tokens or "") if amount is None else read_decimal(amount),
@@ -61,7 +65,7 @@ def list_budgets(json: JsonFlag = False) -> None:
     """List the budgets, with what is used, reserved and left of the window of now."""
     with stores_opened() as stores:
         now = stores.clock.now()
-        paths = _paths(stores.access)
+        paths = paths_by_id(stores.access)
         rows = [
             {
                 **_budget(standing.budget, paths.get(standing.budget.scope_id, "")),
@@ -91,16 +95,8 @@ def end(
     """End a budget; from now on it refuses and counts nothing new."""
     with stores_opened() as stores:
         budget = stores.budgets.end_budget(budget_id, at=stores.clock.now())
-        place = _paths(stores.access).get(budget.scope_id, "")
+        place = paths_by_id(stores.access).get(budget.scope_id, "")
     show(_budget(budget, place), as_json=json, title="budget ended")
-
-
-def _scope(place: Place) -> BudgetScope:
-    if isinstance(place, Organisation):
-        return "organisation"
-    if isinstance(place, Department):
-        return "department"
-    return "project" if isinstance(place, Project) else "key"
 
 
 def _read_period(text: str) -> BudgetPeriod:
@@ -113,17 +109,6 @@ def _read_tokens(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise BudgetMalformed(f"{text!r} is not a number of tokens")
     return int(text)
-
-
-def _paths(access: AccessStore) -> dict[str, str]:
-    """What the ids of the tree are called."""
-    places = (
-        *access.organisations(),
-        *access.departments(),
-        *access.projects(),
-        *(key for key, _ in access.all_keys()),
-    )
-    return {place.id: place.path for place in places}
 
 
 def _budget(budget: Budget, place: str) -> dict[str, Any]:

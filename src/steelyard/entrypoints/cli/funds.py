@@ -2,7 +2,6 @@
 
 import getpass
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Annotated, Any, Protocol
 
@@ -24,11 +23,11 @@ from steelyard.entrypoints.cli.output import (
     show_rows,
     stores_opened,
 )
-from steelyard.entrypoints.cli.places import Tenant, TenantArgument, find_tenant
+from steelyard.entrypoints.cli.places import Tenant, TenantArgument, find_tenant, read_moment
 from steelyard.ledger.grant import Funds
 from steelyard.ledger.transaction import Command
 from steelyard.money import Money, read_currency, read_decimal, write_decimal
-from steelyard.timestamp import read_timestamp, write_timestamp
+from steelyard.timestamp import write_timestamp
 
 credit = typer.Typer(no_args_is_help=True, help="Credit: money that tenants pay in, owe or get.")
 
@@ -97,7 +96,7 @@ def add(
     json: JsonFlag = False,
 ) -> None:
     """Top up a balance; the amount can be spent at once."""
-    give = partial(add_credit, terms=GrantTerms(_read_expiry(expires), priority))
+    give = partial(add_credit, terms=GrantTerms(read_moment(expires), priority))
     order = _Order(tenant, amount, currency, reason, command_id)
     _carry_out(order, give, field="added", title="credit added", as_json=json)
 
@@ -121,7 +120,7 @@ def grant(
     """Give promotional credit away; it is spent before paid money that expires no sooner."""
     if (expires is None) != no_expiry:
         raise typer.BadParameter("say --expires MOMENT, or --no-expiry")
-    give = partial(grant_credit, terms=GrantTerms(_read_expiry(expires), priority))
+    give = partial(grant_credit, terms=GrantTerms(read_moment(expires), priority))
     order = _Order(tenant, amount, currency, reason, command_id)
     _carry_out(order, give, field="granted", title="credit granted", as_json=json)
 
@@ -310,12 +309,3 @@ def _grants(funds: Funds) -> list[dict[str, Any]]:
 def _read_money(amount: str, tenant: Tenant, currency: str | None) -> Money:
     wanted = read_currency(currency) if currency else tenant.currency
     return Money(read_decimal(amount), wanted)
-
-
-def _read_expiry(text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        return read_timestamp(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{error}; write it as 2027-01-01T00:00:00Z") from error

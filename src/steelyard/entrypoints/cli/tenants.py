@@ -1,12 +1,10 @@
-"""`steelyard org | department | project | key`: who may call, and who pays."""
+"""`steelyard org | department | project`: who uses, and who pays."""
 
 from dataclasses import replace
-from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from steelyard.access.key_move import moved_key
 from steelyard.access.tenant import (
     Department,
     Organisation,
@@ -16,37 +14,26 @@ from steelyard.access.tenant import (
     read_time_zone,
     write_tax,
 )
-from steelyard.access.virtual_key import (
-    VirtualKey,
-    hash_secret,
-    hint_of,
-    make_secret,
-)
 from steelyard.entrypoints.cli.output import JsonFlag, show, show_rows, stores_opened
-from steelyard.entrypoints.cli.places import find_key_place, find_project_of
 from steelyard.ids import new_id, read_name
-from steelyard.metering.usage_event import DisconnectPolicy
 from steelyard.money import read_currency
 from steelyard.timestamp import write_timestamp
 
 organisations = typer.Typer(no_args_is_help=True, help="Organisations: who pays.")
 departments = typer.Typer(no_args_is_help=True, help="Departments: whose use it is.")
 projects = typer.Typer(no_args_is_help=True, help="Projects: parts of a department's work.")
-keys = typer.Typer(no_args_is_help=True, help="Virtual keys: what callers send.")
 
 TimeZoneOption = Annotated[
     str | None, typer.Option(help="Whose days and months count, as Asia/Shanghai; default: UTC.")
 ]
 TaxOption = Annotated[str | None, typer.Option(help="Per cent that invoices add, as 19 or 7.7.")]
 PlanOption = Annotated[str | None, typer.Option(help="The plan whose prices it pays.")]
-KeyArgument = Annotated[str, typer.Argument(help="The key's id, or organisation/department/key.")]
 
 
 def register(application: typer.Typer) -> None:
     application.add_typer(organisations, name="org")
     application.add_typer(departments, name="department")
     application.add_typer(projects, name="project")
-    application.add_typer(keys, name="key")
 
 
 @organisations.command(
@@ -157,89 +144,6 @@ def list_projects(json: JsonFlag = False) -> None:
     show_rows(rows, ["project", "created_at", "id"], as_json=json, empty=empty)
 
 
-@keys.command(
-    "create", epilog="Example: `steelyard key create acme/research laptop --requests-per-minute 60`"
-)
-def create_key(
-    place: Annotated[
-        str, typer.Argument(help="organisation/department, or organisation/department/project")
-    ],
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    project: Annotated[str | None, typer.Option(help="The project that it belongs to.")] = None,
-    requests_per_minute: Annotated[
-        int | None, typer.Option(min=0, help="Most requests in any 60 seconds.")
-    ] = None,
-    input_tokens_max: Annotated[
-        int | None, typer.Option(min=1, help="Longest prompt, in tokens.")
-    ] = None,
-    disconnect: Annotated[
-        DisconnectPolicy | None,
-        typer.Option(help="What a caller that leaves is charged; default: as the gateway is set."),
-    ] = None,
-    json: JsonFlag = False,
-) -> None:
-    """Create a virtual key. Its secret is shown once, now, and is kept nowhere."""
-    secret = make_secret()
-    with stores_opened() as stores:
-        department, named = find_key_place(stores.access, place)
-        if project is not None:
-            named = find_project_of(stores.access, department, project)
-        key = VirtualKey(
-            id=new_id(),
-            name=read_name(name),
-            department=department,
-            hint=hint_of(secret),
-            requests_per_minute=requests_per_minute,
-            input_tokens_max=input_tokens_max,
-            created_at=stores.clock.now(),
-            revoked_at=None,
-            project=named,
-            disconnect_policy=disconnect,
-        )
-        stores.access.insert_key(key, secret_hash=hash_secret(secret, pepper=stores.pepper))
-    title = "key created; this is the only time that its secret is shown"
-    show({**_key(key), "secret": secret}, as_json=json, title=title)
-
-
-@keys.command("list", epilog="Example: `steelyard key list`")
-def list_keys(json: JsonFlag = False) -> None:
-    """List the keys, without their secrets."""
-    with stores_opened() as stores:
-        rows = [_key(key) for key, _ in stores.access.all_keys()]
-    columns = ["id", "department", "project", "key", "hint", "created_at", "revoked_at"]
-    show_rows(
-        rows, columns, as_json=json, empty="no key yet: steelyard key create ORG/DEPARTMENT NAME"
-    )
-
-
-@keys.command("move", epilog="Example: `steelyard key move acme/research/laptop --to acme/sales`")
-def move_key(
-    key: KeyArgument,
-    to: Annotated[
-        str, typer.Option(help="organisation/department, or organisation/department/project")
-    ],
-    json: JsonFlag = False,
-) -> None:
-    """Move a key within its organisation; requests that run already stay where they began."""
-    with stores_opened() as stores:
-        department, project = find_key_place(stores.access, to)
-        moved = moved_key(stores.access.find_key(key), department=department, project=project)
-        stores.access.move_key(moved)
-    show(_key(moved), as_json=json, title="key moved")
-
-
-@keys.command("revoke", epilog="Example: `steelyard key revoke acme/research/laptop`")
-def revoke_key(
-    key: KeyArgument,
-    json: JsonFlag = False,
-) -> None:
-    """Revoke a key; within a second no gateway takes it any more."""
-    with stores_opened() as stores:
-        found = stores.access.find_key(key)
-        revoked = stores.access.revoke_key(found.id, at=stores.clock.now())
-    show(_key(revoked), as_json=json, title="key revoked")
-
-
 def _with_settings(
     organisation: Organisation, *, time_zone: str | None, tax: str | None, plan: str | None
 ) -> Organisation:
@@ -286,22 +190,3 @@ def _project(project: Project) -> dict[str, Any]:
         "id": project.id,
         "created_at": write_timestamp(project.created_at),
     }
-
-
-def _key(key: VirtualKey) -> dict[str, Any]:
-    return {
-        "key": key.name,
-        "id": key.id,
-        "department": key.department.path,
-        "project": key.project.name if key.project else None,
-        "hint": key.hint,
-        "requests_per_minute": key.requests_per_minute,
-        "input_tokens_max": key.input_tokens_max,
-        "disconnect_policy": key.disconnect_policy,
-        "created_at": write_timestamp(key.created_at),
-        "revoked_at": _moment(key.revoked_at),
-    }
-
-
-def _moment(moment: datetime | None) -> str | None:
-    return write_timestamp(moment) if moment else None

@@ -1,6 +1,6 @@
 """The gateway's HTTP application: finds the handler, reads the body, turns errors into answers."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -9,10 +9,12 @@ import anyio.to_thread
 import msgspec
 import structlog
 
+from steelyard.access.limits import IpRange
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
 from steelyard.clock import unix_seconds
 from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
+from steelyard.entrypoints.openai_api.client_address import client_address
 from steelyard.entrypoints.openai_api.error_answer import (
     EndpointNotFound,
     InternalError,
@@ -47,10 +49,12 @@ class GatewayApplication:
         *,
         body_bytes_max: int,
         form_bytes_max: int,
+        trusted_proxies: Sequence[IpRange] = (),
     ) -> None:
         self._open_parts = parts
         self._body_bytes_max = body_bytes_max
         self._form_bytes_max = form_bytes_max
+        self._trusted_proxies = trusted_proxies
         self._parts: GatewayParts | None = None
         self._created = unix_seconds()
 
@@ -87,20 +91,29 @@ class GatewayApplication:
         if surface is not None:
             client.errors = surface.errors
             _expect(method, "POST")
-            await self._serve(path, client, request_id)
+            await self._serve(scope, client, request_id)
         elif path in COUNTED:
             client.errors = COUNTED[path].errors
             _expect(method, "POST")
-            await self._count(path, client, request_id)
+            await self._count(scope, client, request_id)
         elif path == "/health":
             _expect(method, "GET")
             await self._health(client)
         else:
-            await self._tell(path, method, client, request_id)
+            await self._tell(scope, client, request_id)
 
-    async def _serve(self, path: str, client: AsgiClient, request_id: str) -> None:
+    async def _find_key(self, scope: Scope, client: AsgiClient) -> VirtualKey:
+        """The key of a request, if it may come from where it comes from."""
         parts = self._running_parts()
         key = await parts.keys.find(authorization_of(client.headers))
+        parts.limits.check_address(
+            key, lambda: client_address(scope, trusted=self._trusted_proxies)
+        )
+        return key
+
+    async def _serve(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+        parts, path = self._running_parts(), scope["path"]
+        key = await self._find_key(scope, client)
         asked, body = await self._read(SERVED[path], client)
         name = read_key(client.headers)
         if name is None:
@@ -129,22 +142,21 @@ class GatewayApplication:
         # A file takes a while to look at; others must not wait for it.
         return await anyio.to_thread.run_sync(surface.parse, body, kind), body
 
-    async def _count(self, path: str, client: AsgiClient, request_id: str) -> None:
+    async def _count(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
         """Count a prompt and answer nothing else."""
-        parts = self._running_parts()
-        key = await parts.keys.find(authorization_of(client.headers))
+        parts, path = self._running_parts(), scope["path"]
+        key = await self._find_key(scope, client)
         body = await client.read_body(bytes_max=self._body_bytes_max)
         quote = await parts.gateway.admission.quote(COUNTED[path].parse(body), key)
         document = quote_document(quote)
         await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
 
-    async def _tell(self, path: str, method: str, client: AsgiClient, request_id: str) -> None:
+    async def _tell(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
         """What a key may ask about itself."""
-        tell = self._find_answer(path)
-        _expect(method, "GET")
-        parts = self._running_parts()
-        key = await parts.keys.find(authorization_of(client.headers))
-        document = await tell(parts, key)
+        tell = self._find_answer(scope["path"])
+        _expect(scope["method"], "GET")
+        key = await self._find_key(scope, client)
+        document = await tell(self._running_parts(), key)
         await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
 
     def _find_answer(self, path: str) -> Callable[[GatewayParts, VirtualKey], Awaitable[Any]]:

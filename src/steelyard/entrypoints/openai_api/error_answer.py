@@ -5,8 +5,9 @@ from typing import Any, Final
 
 import msgspec
 
-from steelyard.access.rate_limit import RateLimited
-from steelyard.access.virtual_key import KeyMissing, KeyRevoked, KeyUnknown
+from steelyard.access.limits import AddressNotAllowed, ModelNotAllowed
+from steelyard.access.rate_limit import RateLimited, TokensOverLimit
+from steelyard.access.virtual_key import KeyExpired, KeyMissing, KeyRevoked, KeyUnknown
 from steelyard.errors import Failure, Refusal, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.idempotency import (
@@ -14,7 +15,9 @@ from steelyard.gateway.idempotency import (
     IdempotencyConflict,
     IdempotencyKeyReused,
 )
+from steelyard.gateway.limit_headers import limit_headers
 from steelyard.gateway.refusals import (
+    AnswerTooLong,
     AudioTooLong,
     InvalidRequest,
     ModelNotFound,
@@ -63,12 +66,16 @@ class MethodNotAllowed(Refusal):
 
 HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     InvalidRequest: 400,
+    AnswerTooLong: 400,
     AudioTruncated: 400,
     KeyMissing: 401,
     KeyUnknown: 401,
     KeyRevoked: 401,
+    KeyExpired: 401,
     NotEnoughMoney: 402,
     OverBudget: 402,
+    AddressNotAllowed: 403,
+    ModelNotAllowed: 403,
     ModelNotFound: 404,
     SurfaceNotServed: 404,
     EndpointNotFound: 404,
@@ -81,6 +88,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     AudioTooLong: 413,
     UnsupportedMediaType: 415,
     AudioUnsupported: 415,
+    TokensOverLimit: 413,
     RateLimited: 429,
     PriceNotFound: 503,
     UpstreamFailed: 502,
@@ -96,6 +104,7 @@ RETRY_AFTER_S: Final = 2
 _TYPES: Final[dict[int, str]] = {
     401: "authentication_error",
     402: "insufficient_quota",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     502: "upstream_error",
@@ -127,5 +136,6 @@ def error_body(error: SteelyardError) -> bytes:
 def error_headers(error: SteelyardError) -> dict[str, str]:
     """When to come back, where coming back helps."""
     if isinstance(error, RateLimited):
-        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+        retry_after = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+        return retry_after | limit_headers(error.allowances)
     return {"retry-after": str(RETRY_AFTER_S)} if status_of(error) == 503 else {}

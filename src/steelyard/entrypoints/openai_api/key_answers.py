@@ -50,7 +50,7 @@ async def models_document(
     listed = [
         model_document(model, prices, organisation, created=created)
         for model in parts.catalog.models()
-        if wanted in {"", model.id}
+        if wanted in {"", model.id} and parts.limits.allows_model(key, model.id)
     ]
     if not wanted:
         return {"object": "list", "data": listed}

@@ -555,11 +555,10 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=63), nullable=False),
         sa.Column("secret_hash", sa.String(length=64), nullable=False),
         sa.Column("hint", sa.String(length=32), nullable=False),
-        sa.Column("requests_per_minute", sa.Integer(), nullable=True),
-        sa.Column("input_tokens_max", sa.Integer(), nullable=True),
         sa.Column("disconnect_policy", sa.String(length=16), nullable=True),
         sa.Column("created_at", Moment(length=27), nullable=False),
         sa.Column("revoked_at", Moment(length=27), nullable=True),
+        sa.Column("expires_at", Moment(length=27), nullable=True),
         sa.ForeignKeyConstraint(
             ["department_id"], ["departments.id"], name=op.f("fk_virtual_keys_department_id")
         ),
@@ -571,6 +570,33 @@ def upgrade() -> None:
             "department_id", "name", name=op.f("uq_virtual_keys_department_id_name")
         ),
         sa.UniqueConstraint("secret_hash", name=op.f("uq_virtual_keys_secret_hash")),
+    )
+    op.create_table(
+        "replaced_secrets",
+        sa.Column("secret_hash", sa.String(length=64), nullable=False),
+        sa.Column("key_id", sa.String(length=64), nullable=False),
+        sa.Column("ends_at", Moment(length=27), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["key_id"], ["virtual_keys.id"], name=op.f("fk_replaced_secrets_key_id")
+        ),
+        sa.PrimaryKeyConstraint("secret_hash", name=op.f("pk_replaced_secrets")),
+    )
+    op.create_table(
+        "limits",
+        sa.Column("scope", sa.String(length=16), nullable=False),
+        sa.Column("scope_id", sa.String(length=256), nullable=False),
+        sa.Column("requests_per_minute", sa.Integer(), nullable=True),
+        sa.Column("tokens_per_minute", sa.Integer(), nullable=True),
+        sa.Column("requests_at_once", sa.Integer(), nullable=True),
+        sa.Column("input_tokens_max", sa.Integer(), nullable=True),
+        sa.Column("output_tokens_max", sa.Integer(), nullable=True),
+        sa.Column("models", sa.Text(), nullable=False),
+        sa.Column("ip_ranges", sa.Text(), nullable=False),
+        sa.CheckConstraint(
+            "scope IN ('organisation', 'department', 'project', 'key', 'model')",
+            name=op.f("ck_limits_scope"),
+        ),
+        sa.PrimaryKeyConstraint("scope", "scope_id", name=op.f("pk_limits")),
     )
     op.create_table(
         "recounts",
