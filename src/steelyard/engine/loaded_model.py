@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache
 
 from steelyard.engine.grammar import Grammar, GrammarMaker
+from steelyard.engine.packed_weights import packed_bytes
 from steelyard.engine.paged_memory import Paging, StepLayout
 from steelyard.engine.refusals import (
     ChatTemplateMissing,
@@ -73,7 +74,8 @@ class LoadedModel:
     @property
     def weights_bytes(self) -> int:
         """What the weights take; those that layers share count once."""
-        return sum(weight.nbytes for weight in self._model.parameters())
+        plain = sum(weight.nbytes for weight in self._model.parameters())
+        return plain + packed_bytes(self._model)
 
     def new_cache(self) -> DynamicCache:
         """An empty cache of the layer kinds this model needs."""

@@ -21,6 +21,7 @@ from steelyard.engine.model_source import (
     ModelSource,
     download_from_hub,
 )
+from steelyard.engine.packed_weights import pack_weights
 from steelyard.engine.refusals import EngineRefusal
 from steelyard.engine.tokenizer_facts import (
     Message,
@@ -63,6 +64,7 @@ def load_model(
     device, dtype = _choose_device(choices)
     tokenizer = _read(folder, lambda: _load_tokenizer(folder))
     model = _read(folder, lambda: _load_weights(folder, dtype=dtype)).to(device).eval()
+    pack_weights(model)
     return LoadedModel(
         model,
         tokenizer,
