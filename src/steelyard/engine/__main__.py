@@ -50,6 +50,7 @@ _FLAGS = (
     ("threads", int, "torch threads"),
     ("request_log", Path, "append a JSON line here for each sequence that ends"),
     ("body_bytes_max", int, "largest request body"),
+    ("upload_bytes_max", int, "largest request body with a file in it"),
     ("shutdown_grace_s", int, "how long SIGTERM lets running answers go on"),
 )
 

@@ -60,6 +60,7 @@ class EngineOptions:
     prefix_caching: bool = True
     request_log: Path | None = None
     body_bytes_max: int = 4 * 1024 * 1024
+    upload_bytes_max: int = 32 * 1024 * 1024
     shutdown_grace_s: int = 30
 
     def __post_init__(self) -> None:
@@ -117,6 +118,7 @@ class _EngineProcess:
         # Open before there is an engine: after a crash, what was lost can be asked for at once.
         self._serving = Serving(
             body_bytes_max=options.body_bytes_max,
+            upload_bytes_max=options.upload_bytes_max,
             request_log=None if log is None else RequestLog(log, clock=SystemClock()),
         )
         self._failure: BaseException | None = None
@@ -175,8 +177,26 @@ def _fill_shelf(options: EngineOptions, sources: list[ModelSource], serving: Ser
     _import_torch(threads=options.threads)
     shelf = ModelShelf(memory_bytes_max=options.memory_bytes_max)
     for source in sources:
+        if source.kind is ModelKind.SPEECH:
+            _load_speech(options, source, serving)
+            continue
         shelf.put(partial(_start_engine, options, source, serving))
     return shelf
+
+
+def _load_speech(options: EngineOptions, source: ModelSource, serving: Serving) -> None:
+    from steelyard.engine.media.speech import load_speech
+
+    threads = options.threads or threads_by_default()
+    model = load_speech(Path(source.location), name=source.name, threads=threads)
+    serving.media.speech[model.name] = model
+    _log.info("engine.ready", model=model.name, kind="speech")
+
+
+def threads_by_default() -> int:
+    """Measured on two cores: small float32 products are up to twice as fast on one thread as on
+    two, and the gateway needs the other core. On larger machines half the cores are the rest."""
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
 def _start_engine(
@@ -219,9 +239,7 @@ def _import_torch(*, threads: int | None) -> None:
         importlib.import_module("transformers")
     except ImportError as error:
         raise EnginePackagesMissing from error
-    # Measured on two cores: small float32 products are up to twice as fast on one thread as on
-    # two, and the gateway needs the other core. On larger machines half the cores are the rest.
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // 2))
+    torch.set_num_threads(threads or threads_by_default())
 
 
 def _report_progress(what: str) -> None:

@@ -24,6 +24,7 @@ from steelyard.engine.error_responses import (
     http_exception_response,
     json_response,
 )
+from steelyard.engine.media.routes import MediaRoom, transcribe
 from steelyard.engine.metrics import CONTENT_TYPE, EngineMetrics
 from steelyard.engine.refusals import (
     BodyTooLarge,
@@ -60,8 +61,10 @@ class Serving:
     """What the edge knows of the engine: nothing while the model loads, then the engine."""
 
     body_bytes_max: int
+    upload_bytes_max: int = 32 * 1024 * 1024
     shelf: ModelShelf | None = None
     request_log: RequestLog | None = None
+    media: MediaRoom = field(default_factory=MediaRoom)
     metrics: EngineMetrics = field(init=False)
     created: int = field(default_factory=unix_seconds)
 
@@ -89,6 +92,7 @@ def build_app(serving: Serving) -> Starlette:
         Route("/tokenize", _guard(edge.tokenize), methods=["POST"]),
         Route("/v1/chat/completions", _guard(edge.chat), methods=["POST"]),
         Route("/v1/completions", _guard(edge.completions), methods=["POST"]),
+        Route("/v1/audio/transcriptions", _guard(edge.transcriptions), methods=["POST"]),
     ]
     handlers = {HTTPException: http_exception_response, Exception: bug_response}
     return Starlette(routes=routes, exception_handlers=handlers)
@@ -139,7 +143,24 @@ class _Edge:
             }
             for card, is_loaded in self._serving.ready_shelf().cards
         ]
+        entries += [
+            {
+                "id": model.name,
+                "object": "model",
+                "created": self._serving.created,
+                "owned_by": "steelyard",
+                "max_model_len": model.max_model_len,
+                "steelyard": model.facts | {"loaded": True},
+            }
+            for model in self._serving.media.models
+        ]
         return json_response({"object": "list", "data": entries})
+
+    async def transcriptions(self, request: Request) -> Response:
+        self._serving.ready_shelf()
+        body = await _read_body(request, self._serving.upload_bytes_max)
+        request_id = _opaque_header(request, "x-request-id") or new_id()
+        return await transcribe(self._serving.media, body, request, request_id)
 
     async def tokenize(self, request: Request) -> Response:
         from steelyard.engine.generation import tokenize_body

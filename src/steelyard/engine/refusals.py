@@ -52,6 +52,24 @@ class PromptOverBound(EngineRefusal):
     code = "prompt_over_bound"
 
 
+class AudioUnsupported(EngineRefusal):
+    """The file is no sound that can be decoded."""
+
+    code = "audio_unsupported"
+
+
+class AudioTruncated(EngineRefusal):
+    """The recording was cut off: its header promises more than there is."""
+
+    code = "audio_truncated"
+
+
+class AudioOverBound(EngineRefusal):
+    """The recording is longer than the caller allowed."""
+
+    code = "audio_over_bound"
+
+
 class ChatTemplateMissing(EngineRefusal):
     """This model has no chat template; use /v1/completions."""
 
@@ -117,6 +135,9 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     ContextLengthExceeded: 400,
     PromptOverBound: 400,
     ChatTemplateMissing: 400,
+    AudioUnsupported: 400,
+    AudioTruncated: 400,
+    AudioOverBound: 400,
     ServedModelNotFound: 404,
     RequestUnknown: 404,
     RequestLogOff: 404,

@@ -191,5 +191,6 @@ def _run_engine(settings: Settings) -> int:
             threads=settings.engine_threads,
             request_log=settings.engine_request_log_path,
             body_bytes_max=settings.request_bytes_max,
+            upload_bytes_max=settings.upload_bytes_max,
         )
     )

@@ -1,0 +1,124 @@
+"""The HTTP routes of speech models. Imports their libraries only through a loaded model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from steelyard.engine.media.responses import WorkResponse
+from steelyard.engine.media.stepping import Workshop
+from steelyard.engine.refusals import InvalidRequest, ServedModelNotFound
+
+if TYPE_CHECKING:
+    from steelyard.engine.media.speech import SpeechModel
+
+PART_BYTES_MAX: Final = 65_536
+
+
+class MediaModel(Protocol):
+    """What is told of a model that is no text from text."""
+
+    name: str
+    max_model_len: int
+    facts: dict[str, Any]
+
+
+@dataclass(slots=True)
+class MediaRoom:
+    """The models of this kind, each with a workshop of its own."""
+
+    speech: dict[str, SpeechModel] = field(default_factory=dict[str, "SpeechModel"])
+    workshops: dict[str, Workshop] = field(default_factory=dict[str, Workshop])
+
+    def workshop(self, model: str) -> Workshop:
+        return self.workshops.setdefault(model, Workshop())
+
+    @property
+    def models(self) -> list[MediaModel]:
+        return list(self.speech.values())
+
+
+async def transcribe(room: MediaRoom, body: bytes, request: Request, request_id: str) -> Response:
+    """Write down what is said in a recording."""
+    from steelyard.engine.media.speech import SpeechBounds, Transcript, Wish
+
+    form = await _read_form(body, request)
+    model = _find(room.speech, _text(form, "model"))
+    file = form.get("file")
+    if not isinstance(file, UploadFile):
+        raise InvalidRequest("send the recording as the part 'file' of a form", param="file")
+    wanted = _text(form, "response_format") or "json"
+    if wanted not in {"json", "verbose_json"}:
+        raise InvalidRequest("response_format is json or verbose_json", param="response_format")
+    wish = Wish(
+        sound=await file.read(),
+        language=_text(form, "language"),
+        prompt=_text(form, "prompt"),
+        temperature=_number(form, "temperature"),
+        bounds=SpeechBounds(
+            seconds_max=_count(form, "audio_seconds_max"),
+            tokens_max=_count(form, "transcript_tokens_max"),
+            characters_max=_count(form, "transcript_characters_max"),
+        ),
+    )
+    model.check(wish)
+    return WorkResponse(
+        room.workshop(model.name),
+        partial(model.transcribe, wish),
+        Transcript(is_verbose=wanted == "verbose_json"),
+        is_streamed=_text(form, "stream") in {"true", "1", "True"},
+        request_id=request_id,
+    )
+
+
+def _find(models: dict[str, SpeechModel], name: str | None) -> SpeechModel:
+    if name is None and models:
+        return next(iter(models.values()))
+    if name is None or name not in models:
+        served = ", ".join(map(repr, models)) or "none that do"
+        message = f"the model {name!r} does not do this here; this engine serves {served}"
+        raise ServedModelNotFound(message, param="model")
+    return models[name]
+
+
+async def _read_form(body: bytes, request: Request) -> FormData:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    again = Request(request.scope, receive)
+    try:
+        return await again.form(max_files=1, max_part_size=PART_BYTES_MAX)
+    except HTTPException as error:
+        raise InvalidRequest(f"the form cannot be read: {error.detail}") from error
+
+
+def _text(form: FormData, name: str) -> str | None:
+    value = form.get(name)
+    return value if isinstance(value, str) and value else None
+
+
+def _number(form: FormData, name: str) -> float | None:
+    text = _text(form, name)
+    try:
+        number = None if text is None else float(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{name} must be a number", param=name) from error
+    if number is not None and not 0 <= number <= 1:
+        raise InvalidRequest(f"{name} must be from 0 to 1", param=name)
+    return number
+
+
+def _count(form: FormData, name: str) -> int | None:
+    text = _text(form, name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise InvalidRequest(f"{name} must be a whole number", param=name)
+    return int(text)
