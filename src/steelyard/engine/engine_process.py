@@ -28,7 +28,9 @@ from steelyard.errors import Failure, SteelyardError
 from steelyard.listening import listen
 
 if TYPE_CHECKING:
+    from steelyard.engine.encoder import Encoder
     from steelyard.engine.engine import Engine, EngineStats
+    from steelyard.engine.model_loading import LoadingChoices
 
 _log = structlog.get_logger()
 
@@ -180,7 +182,11 @@ def _fill_shelf(options: EngineOptions, sources: list[ModelSource], serving: Ser
         if source.kind is ModelKind.SPEECH:
             _load_speech(options, source, serving)
             continue
-        shelf.put(partial(_start_engine, options, source, serving))
+        encoder = _load_encoder(options, source)
+        if encoder is not None:
+            serving.encoders[encoder.name] = encoder
+        else:
+            shelf.put(partial(_start_engine, options, source, serving))
     return shelf
 
 
@@ -199,21 +205,42 @@ def threads_by_default() -> int:
     return max(1, (os.cpu_count() or 1) // 2)
 
 
-def _start_engine(
-    options: EngineOptions, source: ModelSource, serving: Serving, counts: EngineStats | None
-) -> Engine:
-    from steelyard.engine.engine import Engine
-    from steelyard.engine.model_loading import LoadingChoices, load_model
-    from steelyard.engine.warm_up import warm_up
+def _load_encoder(options: EngineOptions, source: ModelSource) -> Encoder | None:
+    """The model, if it is one that reads and does not write."""
+    from steelyard.engine.encoder_loading import encoder_kind, load_encoder
+    from steelyard.engine.model_loading import folder_of
 
-    choices = LoadingChoices(
+    if source.kind is ModelKind.GGUF:
+        return None
+    folder = folder_of(source, options.models_dir, progress=_report_progress)
+    kind = encoder_kind(folder)
+    if kind is None:
+        return None
+    encoder = load_encoder(folder, kind=kind, name=source.name, choices=_choices(options))
+    _log.info("engine.ready", model=encoder.name, kind=kind)
+    return encoder
+
+
+def _choices(options: EngineOptions) -> LoadingChoices:
+    from steelyard.engine.model_loading import LoadingChoices
+
+    return LoadingChoices(
         models_dir=options.models_dir,
         name=options.model_name,
         device=options.device,
         dtype=options.dtype,
         max_model_len=options.max_model_len,
     )
-    model = load_model(source, choices, progress=_report_progress)
+
+
+def _start_engine(
+    options: EngineOptions, source: ModelSource, serving: Serving, counts: EngineStats | None
+) -> Engine:
+    from steelyard.engine.engine import Engine
+    from steelyard.engine.model_loading import load_model
+    from steelyard.engine.warm_up import warm_up
+
+    model = load_model(source, _choices(options), progress=_report_progress)
     engine = Engine(
         model,
         max_batch_size=options.max_batch_size,

