@@ -34,6 +34,7 @@ class Caller(RecordingClient):
 
     async def start_stream(self, headers: dict[str, str]) -> None:
         await self._travel()
+        self.universe.seen.add(headers["x-steelyard-event-id"])
         await super().start_stream(headers)
 
     async def send(self, event: bytes) -> None:
@@ -42,6 +43,7 @@ class Caller(RecordingClient):
 
     async def answer(self, body: bytes, headers: Mapping[str, str]) -> None:
         await self._travel()
+        self.universe.seen.add(headers["x-steelyard-event-id"])
         await super().answer(body, headers)
 
     def told(self) -> Told | None:

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from steelyard.eventlog.attempt_records import decode_opened
 from steelyard.eventlog.disk import LocalFile, SegmentFile
 from steelyard.eventlog.durable_mark import FILE_NAME
+from steelyard.eventlog.segment import read_batches
 from tests.sim.life import Life
 from tests.sim.universe import Universe, WallClock
 
@@ -64,6 +66,8 @@ class FaultyFile(LocalFile):
         super().append(content)
         moment = self._disk.clock.now().timestamp()
         os.utime(self._path, (moment, moment))
+        for batch in read_batches(content):
+            self._disk.universe.recorded.update(decode_opened(body).id for body in batch.opened)
         if fate is not None:
             self._disk.crash(fate)
 

@@ -14,7 +14,7 @@ from steelyard.gateway.admission import Admission, AdmissionLimits
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.lease_recovery import LeaseRecovery
-from steelyard.gateway.model_catalog import ModelCatalog
+from steelyard.gateway.model_catalog import EAGER_S, ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import LeftOpen, Recovery
@@ -108,7 +108,8 @@ class GatewayProcess:
 
     async def _stop(self, life: Life, holding: Holding) -> None:
         if self._requests:
-            await asyncio.wait(set(self._requests), timeout=STOP_S)
+            patience_s = self.universe.chance.choice((0.0, STOP_S))
+            await asyncio.wait(set(self._requests), timeout=patience_s)
         for asking in list(self._requests):
             asking.cancel()
         if self._requests:
@@ -175,6 +176,8 @@ class GatewayProcess:
         pruning = self._pruning(outbox, books)
         left_open = await anyio.to_thread.run_sync(recovery.find)
         await prices.refresh()
+        while not await catalog.refresh():
+            await asyncio.sleep(EAGER_S)
         self.gateway, self._holding = Gateway(admission, outbox, clock), holding
         async with anyio.create_task_group() as tasks:
             for watch in (catalog.watch, pruning.watch, holding.keeper.keep):

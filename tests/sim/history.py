@@ -149,10 +149,7 @@ class _History:
     def _outcome(self) -> Outcome:
         universe = self._universe
         problems = list(universe.problems) or final_problems(
-            universe.stores,
-            made=self._engine.made,
-            told=self._told,
-            paid_in=universe.funds.paid_in,
+            universe, made=self._engine.made, told=self._told
         )
         return Outcome(
             universe.plan,

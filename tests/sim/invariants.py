@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from steelyard.app.stores import Stores
 from steelyard.billing.verification import verify_books
 from steelyard.metering.usage_event import UsageEvent, decode_event
 from steelyard.money import read_decimal
 from tests.sim.caller import Told
 from tests.sim.engine import Made
+from tests.sim.universe import Universe
 from tests.world import INPUT_PRICE, OUTPUT_PRICE
 
 WHOLE = {"completed", "stopped_by_limit"}
@@ -16,10 +16,11 @@ NOTHING = (0, 0)
 
 
 def final_problems(
-    stores: Stores, *, made: Mapping[str, Made], told: Sequence[Told], paid_in: int
+    universe: Universe, *, made: Mapping[str, Made], told: Sequence[Told]
 ) -> list[str]:
     """What is wrong with a history that is over: by the books' own proof, by what the upstream
     made, and by what clients were told."""
+    stores, paid_in = universe.stores, universe.funds.paid_in
     with stores.reports.snapshot() as snapshot:
         recent = snapshot.recent_events(limit=100_000)
     events = {event.id: event for one in recent for event in [decode_event(one.body)]}
@@ -39,7 +40,14 @@ def final_problems(
         *(f"{quarantined} records are in quarantine" for _ in range(bool(quarantined))),
         *(f"{charged} charged, {revenue} earned" for _ in range(charged != revenue)),
         *(f"{charged} charged of {paid_in}" for _ in range(charged > paid_in)),
-        *(f"no event for the attempt {attempt}" for attempt in made if attempt not in events),
+        *(
+            f"{one} was seen, and is on no disk"
+            for one in sorted(universe.seen - universe.recorded)
+        ),
+        *(
+            f"{one} was recorded, and has no event"
+            for one in sorted(universe.recorded - events.keys())
+        ),
         *_disagreements(events, made),
         *_broken_promises(events, told),
     ]

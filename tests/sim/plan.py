@@ -10,7 +10,7 @@ Transport = Literal["outbox", "broker"]
 Victim = Literal["gateway", "worker", "relay"]
 POLICIES: tuple[DisconnectPolicy, ...] = ("drain", "delivered", "prompt_only", "free")
 # The part of all histories that are a rush.
-RUSHES = 0.1
+RUSHES = 0.15
 # In dollars: for a handful of requests, for a thin lease, for everything.
 FUNDS = ("0.002", "0.03", "0.3", "5")
 
@@ -83,11 +83,11 @@ class Plan:
             gateways=chance.choice((1, 2, 2, 3)),
             workers=chance.choice((1, 2, 2, 3)),
             clients=chance.randint(1, 6),
-            requests_each=chance.randint(1, 6),
+            requests_each=chance.randint(1, 8),
             think_s=chance.choice((0.1, 0.8)),
-            keys=chance.choice((1, 2, 4)),
+            keys=chance.choice((1, 1, 2, 4)),
             transport=chance.choice(("outbox", "broker")),
-            lease_ttl_s=chance.choice((0.0, 2.0, 10.0)),
+            lease_ttl_s=chance.choice((0.0, 2.0, 10.0, 10.0)),
             funds=chance.choice(FUNDS),
             token_budget=chance.choice((None, None, 2_000, 20_000)),
             outbox_bytes_max=chance.choice((60_000, 200_000, 1_000_000)),
@@ -122,10 +122,10 @@ class Plan:
         return replace(
             self,
             clients=8,
-            requests_each=8,
+            requests_each=10,
             think_s=0.02,
             keys=1,
             lease_ttl_s=10.0,
-            funds="0.03",
+            funds="0.02",
             outbox_bytes_max=1_000_000,
         )

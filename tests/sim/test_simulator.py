@@ -14,9 +14,9 @@ SEEDS_AT_ONCE = 25
 # Each bug is found with one of the first so many seeds.
 FOUND_WITHIN = {
     "double post": 10,
-    "leaked hold": 30,
-    "lost close": 5,
-    "lease over-grant": 30,
+    "leaked hold": 10,
+    "lost close": 20,
+    "lease over-grant": 80,
     "zombie write": 5,
 }
 

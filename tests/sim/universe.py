@@ -42,6 +42,9 @@ class Universe:
     trace: list[str] = field(default_factory=list[str])
     # Bugs of the product: what no process should ever die of, and what no client should be told.
     problems: list[str] = field(default_factory=list[str])
+    # Attempts that a disk has for good, and those of which a client has seen a byte.
+    recorded: set[str] = field(default_factory=set[str])
+    seen: set[str] = field(default_factory=set[str])
     is_calm: bool = False
     are_books_away: bool = False
     id_count: int = 0
