@@ -6,14 +6,15 @@ from collections.abc import Sequence
 import anyio
 import anyio.to_thread
 
-from steelyard.access.rate_limit import RequestRateLimit
+from steelyard.access.rate_limit import LocalCounts
 from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.outbox import Outbox
 from steelyard.eventlog.relay import read_relayed
-from steelyard.gateway.admission import Admission, AdmissionLimits
+from steelyard.gateway.admission import Admission
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.lease_recovery import LeaseRecovery
+from steelyard.gateway.limit_directory import LimitDefaults, LimitDirectory, LimitsByPlace
 from steelyard.gateway.model_catalog import EAGER_S, ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
@@ -34,7 +35,7 @@ from tests.sim.life import Life
 from tests.sim.universe import Universe, WallClock
 
 RESTART_S = 1.0
-LIMITS = AdmissionLimits(input_tokens_max=4096, output_tokens_default=16, requests_per_minute=1000)
+LIMITS = LimitDefaults(input_tokens_max=4096, output_tokens_default=16, requests_per_minute=1000)
 STOP_S = 3.0
 
 
@@ -161,14 +162,17 @@ class GatewayProcess:
         prices = Snapshot[Sequence[PriceVersion]](
             stores.prices.versions, stores.prices.revision, 30.0
         )
+        limits = LimitDirectory(
+            Snapshot[LimitsByPlace](stores.access.limits, stores.access.revision, 30.0), LIMITS
+        )
         directory, catalog = PriceDirectory(prices, clock), ModelCatalog([self._engine])
         admission = Admission(
             catalog=catalog,
             prices=directory,
-            rate_limit=RequestRateLimit(universe.loop.time),
+            limits=limits,
+            counts=LocalCounts(universe.loop.time),
             holding=holding,
             outbox=outbox,
-            limits=LIMITS,
             clock=clock,
             disconnect_policies=DisconnectPolicies(),
         )
@@ -176,6 +180,7 @@ class GatewayProcess:
         pruning = self._pruning(outbox, books)
         left_open = await anyio.to_thread.run_sync(recovery.find)
         await prices.refresh()
+        await limits.snapshot.refresh()
         while not await catalog.refresh():
             await asyncio.sleep(EAGER_S)
         self.gateway, self._holding = Gateway(admission, outbox, clock), holding

@@ -64,8 +64,6 @@ def _add_tenants(stores: Stores) -> None:
             name=policy.replace("_", "-"),
             department=department,
             hint="",
-            requests_per_minute=None,
-            input_tokens_max=None,
             created_at=BEGINNING,
             revoked_at=None,
             disconnect_policy=policy,
