@@ -22,6 +22,7 @@ from steelyard.entrypoints.openai_api.error_answer import error_body, status_of
 from steelyard.entrypoints.openai_api.surfaces import SERVED, Surface
 from steelyard.entrypoints.worker_process import Worker
 from steelyard.errors import Failure, SteelyardError
+from steelyard.eventlog.disk import Disk
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
@@ -32,6 +33,7 @@ from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
+from steelyard.gateway.request_metrics import RequestMetrics
 from steelyard.gateway.serve import Gateway, serve
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
@@ -69,6 +71,8 @@ class RecordingClient:
     leaves_after: int | None = None
     stops_reading_after: int | None = None
     takes_bytes: int | None = None
+    # Called with each event that it gets.
+    watches: Callable[[], None] | None = None
     status: int | None = None
     document: dict[str, Any] = field(default_factory=dict[str, Any])
     body: bytes = b""
@@ -93,6 +97,8 @@ class RecordingClient:
             if self.takes_bytes < 0:
                 raise ClientLeft
         self.events.append(event.decode().removeprefix("data: ").strip())
+        if self.watches is not None:
+            self.watches()
         if self.leaves_after is not None and len(self.words()) >= self.leaves_after:
             self._gone.set()
 
@@ -156,6 +162,7 @@ class World:
         self.upstream = ScriptedUpstream()
         self.disconnect_policies = DisconnectPolicies()
         self.audit: UpstreamAudit | None = None
+        self.disk: Disk | None = None
         self.keys: dict[str, VirtualKey] = {}
         self.tenants: dict[str, Organisation | Department] = {}
         self.publish_prices(PRICE_BOOK)
@@ -185,7 +192,9 @@ class World:
             self.settings.outbox_dir / "world.outbox",
             source=f"urn:steelyard:gateway:world:{new_id()}",
             bytes_max=self.settings.outbox_bytes_max,
+            disk=self.disk,
         )
+        self.requests = RequestMetrics()
         self.holding = Holding.of(
             self.stores.books, self.outbox, self.clock, ttl_s=self.settings.lease_ttl_s
         )
@@ -296,6 +305,7 @@ class World:
             leaves_after=given.pop("leaves_after", None),
             stops_reading_after=given.pop("stops_reading_after", None),
             takes_bytes=given.pop("takes_bytes", None),
+            watches=given.pop("watches", None),
         )
         body = {
             "model": "scripted",
@@ -326,7 +336,7 @@ class World:
         await self.prices.snapshot.refresh()
         await self.limits.snapshot.refresh()
         await self.admission.catalog.refresh()
-        gateway = Gateway(self.admission, self.outbox, self.clock, self.audit)
+        gateway = self.gateway()
         try:
             asked = parse()
             with anyio.fail_after(20):
@@ -334,6 +344,9 @@ class World:
         except SteelyardError as error:
             return Answered(client, error)
         return Answered(client)
+
+    def gateway(self) -> Gateway:
+        return Gateway(self.admission, self.outbox, self.clock, self.audit, requests=self.requests)
 
     def settle(self) -> None:
         """Let the worker bring everything into the books."""

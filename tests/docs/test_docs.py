@@ -15,12 +15,14 @@ import steelyard
 from steelyard.billing.reconciliation import MONEY_CHECKS, NOTHING_SEEN, RECORD_CHECKS
 from steelyard.billing.settlement_matrix import MATRIX, POLICIES
 from steelyard.entrypoints.cli.main import application
+from steelyard.entrypoints.gateway_metrics import GatewayMetrics
 from steelyard.entrypoints.openai_api.error_answer import HTTP_STATUS
 from steelyard.entrypoints.worker_metrics import LogStanding, WorkerMetrics
 from steelyard.errors import SteelyardError
 from steelyard.metering.usage import METERS
 from steelyard.metering.usage_event import UsageEvent, UsageRecord
 from steelyard.settings import Settings
+from tests.world import World
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "src" / "steelyard"
@@ -119,6 +121,27 @@ def test_every_metric_of_the_worker_is_documented_with_its_kind_and_labels() -> 
     assert documented == dict(_metrics_of(metrics.registry))
 
 
+def test_every_metric_of_the_gateway_is_documented_with_its_kind_and_labels(
+    sqlite_world: World,
+) -> None:
+    rows = _rows_of(_section(REFERENCE / "metrics.md", "Gateway"))
+    sqlite_world.organisation(dollars="1")
+    metrics = GatewayMetrics(sqlite_world.gateway())
+    for _ in range(2):
+        sqlite_world.chat()
+    sqlite_world.keep_leases()
+    sqlite_world.requests.refuse("a code")
+    found: dict[str, tuple[str, str]] = {}
+
+    def watch() -> None:
+        found.update(_metrics_of(metrics.registry))
+
+    sqlite_world.chat(stream=True, watches=watch)
+
+    documented = {name: (cells[0], cells[1]) for name, cells in rows}
+    assert documented == found
+
+
 def test_every_check_of_the_reconciliation_is_documented() -> None:
     section = _section(REFERENCE / "metrics.md", "Reconciliation")
     of_money, of_records = section.split("Of `steelyard_unexplained_records`")
@@ -180,6 +203,8 @@ def test_every_decision_is_in_the_index_under_a_number_of_its_own() -> None:
 def _metrics_of(registry: CollectorRegistry) -> Iterator[tuple[str, tuple[str, str]]]:
     """Each metric that a registry tells now: its kind, and its labels as the documents write them."""
     for family in registry.collect():
+        if not family.samples:
+            continue
         labels = [label for label in family.samples[0].labels if label != "le"]
         yield family.name, (family.type, ", ".join(f"`{label}`" for label in labels) or "none")
 

@@ -1,5 +1,6 @@
 """The gateway's process: the HTTP application on one port."""
 
+import asyncio
 import socket
 
 import uvicorn
@@ -7,6 +8,7 @@ import uvloop
 
 from steelyard.app.gateway import open_gateway
 from steelyard.entrypoints.logs import configure_logs
+from steelyard.entrypoints.metrics_server import metrics_served
 from steelyard.entrypoints.openai_api.application import GatewayApplication
 from steelyard.entrypoints.openai_api.client_address import read_trusted_proxies
 from steelyard.entrypoints.patience import start_patiently
@@ -14,6 +16,7 @@ from steelyard.listening import listen
 from steelyard.settings import Settings
 
 DRAIN_S = 30
+METRICS_TIMEOUT_S = 5.0
 
 
 def run_gateway(settings: Settings) -> None:
@@ -44,5 +47,19 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         proxy_headers=False,
         timeout_graceful_shutdown=DRAIN_S,
     )
-    async with application.running():
-        await uvicorn.Server(config).serve(sockets=[listener])
+    loop = asyncio.get_running_loop()
+
+    def expose() -> bytes:
+        told = asyncio.run_coroutine_threadsafe(application.expose_metrics(), loop)
+        return told.result(timeout=METRICS_TIMEOUT_S)
+
+    # Until the very end: what was lost is known when the outbox has closed.
+    serving_metrics = metrics_served(
+        expose,
+        host=settings.metrics_host,
+        port=settings.gateway_metrics_port,
+        setting="STEELYARD_GATEWAY_METRICS_PORT",
+    )
+    with serving_metrics:
+        async with application.running():
+            await uvicorn.Server(config).serve(sockets=[listener])

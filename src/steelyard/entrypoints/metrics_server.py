@@ -16,6 +16,8 @@ log = structlog.get_logger()
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 IDLE_TIMEOUT_S: Final = 30.0
+# How long stopping may take: the event loop of the gateway waits for it.
+LOOK_S: Final = 0.1
 
 
 @contextmanager
@@ -39,7 +41,9 @@ def metrics_served(
     server = ThreadingHTTPServer(listener.getsockname(), answer, bind_and_activate=False)
     server.socket.close()
     server.socket = listener
-    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, args=(LOOK_S,), name="metrics", daemon=True
+    )
     thread.start()
     try:
         yield

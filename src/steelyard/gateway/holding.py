@@ -41,6 +41,8 @@ class Holding:
     keeper: LeaseKeeper
     outbox: Outbox
     clock: Clock
+    # What was granted and is not released, wherever it was granted from.
+    open_holds: dict[str, Hold] = field(default_factory=dict[str, Hold])
     # Requests that are declined together ask once.
     _recalling: dict[str, anyio.Event] = field(default_factory=dict[str, anyio.Event])
 
@@ -55,6 +57,11 @@ class Holding:
     async def place(self, hold: Hold, scope: HoldScope) -> Hold:
         """The hold, granted; raises HoldDeclined or BudgetExceeded only when nothing is out on
         lease that would cover it. Granted late, it has another id."""
+        granted = await self._grant(hold, scope)
+        self.open_holds[granted.id] = granted
+        return granted
+
+    async def _grant(self, hold: Hold, scope: HoldScope) -> Hold:
         granted = self.wallet.grant(hold, scope)
         if granted is not None:
             return granted
@@ -75,6 +82,7 @@ class Holding:
         event = self.outbox.append(draft)
         tokens = sum(count for meter, count in usage.counts.items() if meter in TOKEN_METERS)
         self.wallet.release(hold, LeaseSize(charged.picos, tokens), event=event)
+        self.open_holds.pop(hold.id, None)
         return event
 
     async def close(self) -> None:

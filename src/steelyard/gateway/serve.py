@@ -28,6 +28,7 @@ from steelyard.gateway.relay import (
     relay_stream,
     relay_whole,
 )
+from steelyard.gateway.request_metrics import RequestMetrics
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.workloads.answer import Answer
 from steelyard.gateway.workloads.asked import Asked
@@ -61,6 +62,7 @@ class Gateway:
     clock: Clock
     audit: UpstreamAudit | None = None
     recent: RecentUsage = field(default_factory=RecentUsage)
+    requests: RequestMetrics = field(default_factory=RequestMetrics)
 
 
 @dataclass(slots=True)
@@ -81,6 +83,7 @@ async def serve(
     meter = AnswerMeter()
     relayed = _Relayed(admitted.way.open_answer())
     closed: Closed | EventLogUnavailable | None = None
+    gateway.requests.begin(admitted)
     try:
         await _relay_until_client_leaves(gateway, admitted, meter, client, relayed)
         relayed.is_over = True
@@ -88,7 +91,10 @@ async def serve(
         # The client may be gone and the server stopping: the attempt is closed all the same.
         with anyio.CancelScope(shield=True):
             admitted.counted.end(tokens=meter.tokens_used)
-            closed = await _close(gateway, admitted, meter, relayed)
+            try:
+                closed = await _close(gateway, admitted, meter, relayed)
+            finally:
+                gateway.requests.end(admitted)
     assert closed is not None, "an attempt is closed before its end is told"
     try:
         await _end(client, admitted, closed, relayed, is_drained=meter.is_drained)
@@ -145,6 +151,7 @@ async def _close(
     except EventLogUnavailable as failure:
         return failure
     gateway.recent.add(admitted, closed)
+    gateway.requests.observe(admitted, closed, meter, at=gateway.clock.now())
     _log_served(admitted, closed)
     if gateway.audit is not None:
         gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)

@@ -13,6 +13,7 @@ from steelyard.access.limits import IpRange
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
 from steelyard.clock import unix_seconds
+from steelyard.entrypoints.gateway_metrics import GatewayMetrics
 from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
 from steelyard.entrypoints.openai_api.client_address import client_address
 from steelyard.entrypoints.openai_api.error_answer import (
@@ -56,6 +57,7 @@ class GatewayApplication:
         self._form_bytes_max = form_bytes_max
         self._trusted_proxies = trusted_proxies
         self._parts: GatewayParts | None = None
+        self._metrics: GatewayMetrics | None = None
         self._created = unix_seconds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,8 +68,12 @@ class GatewayApplication:
     async def running(self) -> AsyncGenerator[None]:
         """Hold the parts open around the server."""
         async with self._open_parts() as parts:
-            self._parts = parts
+            self._parts, self._metrics = parts, GatewayMetrics(parts.gateway)
             yield
+
+    async def expose_metrics(self) -> bytes:
+        """What Prometheus may read; nothing before the gateway runs."""
+        return self._metrics.expose() if self._metrics else b""
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {
@@ -78,12 +84,12 @@ class GatewayApplication:
         try:
             await self._route(scope, client, request_id)
         except SteelyardError as error:
-            await _answer_error(client, error, request_id)
+            await self._answer_error(client, error, request_id)
         except Exception:
             log.exception("request.broke", request_id=request_id)
             if client.has_started:
                 raise
-            await _answer_error(client, InternalError(), request_id)
+            await self._answer_error(client, InternalError(), request_id)
 
     async def _route(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
         path, method = scope["path"], scope["method"]
@@ -173,17 +179,19 @@ class GatewayApplication:
         body = {"status": "ready" if is_ready else "waiting for a model"}
         await client.answer(msgspec.json.encode(body), {}, status=200 if is_ready else 503)
 
+    async def _answer_error(
+        self, client: AsgiClient, error: SteelyardError, request_id: str
+    ) -> None:
+        status = status_of(error)
+        log.info("request.refused", request_id=request_id, status=status, code=error.code)
+        self._running_parts().gateway.requests.refuse(error.code)
+        if not client.has_started:
+            headers = {"x-request-id": request_id, **error_headers(error)}
+            await client.answer(client.errors.body(error), headers, status=status)
+
     def _running_parts(self) -> GatewayParts:
         assert self._parts is not None, "a request came before the gateway was running"
         return self._parts
-
-
-async def _answer_error(client: AsgiClient, error: SteelyardError, request_id: str) -> None:
-    status = status_of(error)
-    log.info("request.refused", request_id=request_id, status=status, code=error.code)
-    if not client.has_started:
-        headers = {"x-request-id": request_id, **error_headers(error)}
-        await client.answer(client.errors.body(error), headers, status=status)
 
 
 def authorization_of(headers: Mapping[str, str]) -> str | None:
