@@ -102,7 +102,7 @@ def test_every_end_cause_is_documented_with_its_basis() -> None:
 def test_every_command_is_documented_with_an_example_of_its_own() -> None:
     rows = dict(_rows(REFERENCE / "cli.md"))
 
-    commands = set(_commands(application, "steelyard"))
+    commands = commands_of_the_program()
     without = {name for name in commands if not rows.get(name, ["", ""])[1].startswith(f"`{name}")}
 
     assert set(rows) == commands
@@ -265,6 +265,10 @@ def _kinds_that_reach_callers() -> Iterator[type[SteelyardError]]:
                 is_its_own = isinstance(kind, type) and kind.__module__ == full_name
                 if is_its_own and issubclass(kind, SteelyardError):
                     yield kind
+
+
+def commands_of_the_program() -> set[str]:
+    return set(_commands(application, "steelyard"))
 
 
 def _commands(group: typer.Typer, path: str) -> Iterator[str]:
