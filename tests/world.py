@@ -163,6 +163,8 @@ class World:
         self.disconnect_policies = DisconnectPolicies()
         self.audit: UpstreamAudit | None = None
         self.disk: Disk | None = None
+        # What the next gateway that starts holds for at a time; zero: whole answers.
+        self.hold_chunk_tokens = 0
         self.keys: dict[str, VirtualKey] = {}
         self.tenants: dict[str, Organisation | Department] = {}
         self.publish_prices(PRICE_BOOK)
@@ -221,6 +223,7 @@ class World:
             outbox=self.outbox,
             clock=self.clock,
             disconnect_policies=self.disconnect_policies,
+            hold_chunk_tokens=self.hold_chunk_tokens,
         )
 
     def recover(self) -> int:

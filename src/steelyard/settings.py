@@ -159,6 +159,12 @@ class Settings(BaseSettings):
         description="how long the gateway grants holds from one lease, and then renews it; "
         "0: no leases, every hold is placed in the books; in seconds",
     )
+    hold_chunk_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="tokens of a stream's answer that are held for at a time, from an upstream that "
+        "reports counts as it goes; 0: the whole answer is held for at once",
+    )
     outbox_bytes_max: int = Field(
         default=8 * 1024**3, ge=64 * 1024, description="largest size of an outbox, in bytes"
     )

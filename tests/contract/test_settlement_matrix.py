@@ -139,7 +139,12 @@ def test_an_attempt_that_was_closed_before_the_crash_keeps_its_event(world: Worl
 
 
 def test_every_row_of_the_matrix_is_tried_here_or_named() -> None:
-    tried_elsewhere = {"gateway_crashed", "gateway_stopped", "event_log_failed"}
+    tried_elsewhere = {
+        "gateway_crashed",
+        "gateway_stopped",
+        "event_log_failed",
+        "hold_growth_denied",
+    }
 
     tried = {row.cause for row in ROWS}
 

@@ -93,6 +93,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
         outbox=outbox,
         clock=stores.clock,
         disconnect_policies=_disconnect_policies(settings),
+        hold_chunk_tokens=settings.hold_chunk_tokens,
     )
     watch_pruning = _pruning(settings, stores, outbox).watch
     answers = _answers(settings, stores.clock)

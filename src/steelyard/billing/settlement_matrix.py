@@ -17,6 +17,7 @@ MATRIX: Final[Mapping[EndCause, Basis | Literal["policy"]]] = MappingProxyType(
     {
         "completed": "reported",
         "stopped_by_limit": "reported",
+        "hold_growth_denied": "delivered",
         "client_left_before_first_token": "policy",
         "client_left": "policy",
         "upstream_refused": "nothing",

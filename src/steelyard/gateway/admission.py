@@ -16,6 +16,7 @@ from steelyard.eventlog.attempt_records import PendingOpening
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.event_draft import opened_attempt
+from steelyard.gateway.growing_hold import GrowingHold
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.limit_directory import LimitDirectory, LimitsInForce
 from steelyard.gateway.model_catalog import ModelCatalog
@@ -62,11 +63,16 @@ class Admitted:
     way: Way
     pinned: PinnedPrices
     opened: OpenedRecord
-    hold: Hold
+    held: GrowingHold
     opening: PendingOpening
     input_tokens_max: int
     output_tokens_max: int
     counted: Counted
+
+    @property
+    def hold(self) -> Hold:
+        """What is held now."""
+        return self.held.hold
 
     def upstream_body(self) -> bytes:
         each = self.output_tokens_max // max(1, self.asked.choice_count)
@@ -120,6 +126,15 @@ class _Bound:
     extra_tokens: int
     item_count: int = 0
     counts_max: Mapping[str, int] | None = None
+    # A stream is held for piece by piece, each of so many tokens.
+    chunk_tokens: int = 0
+
+    @property
+    def first(self) -> "_Bound":
+        """What is held for before the work."""
+        if not self.chunk_tokens:
+            return self
+        return replace(self, output_tokens=min(self.output_tokens, self.chunk_tokens))
 
     @property
     def tokens_max(self) -> int:
@@ -139,6 +154,8 @@ class Admission:
     outbox: Outbox
     clock: Clock
     disconnect_policies: DisconnectPolicies
+    # Of a stream's answer so many tokens are held for at a time; zero: all of it at once.
+    hold_chunk_tokens: int = 0
 
     async def admit(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Admitted:
         """Raises one of the refusals, with nothing held, or returns with the money held."""
@@ -180,7 +197,7 @@ class Admission:
             way=route.way,
             pinned=route.pinned,
             opened=opened,
-            hold=hold,
+            held=self._growing(hold, bound, route.pinned),
             # Its way to the disk overlaps with the upstream's own latency.
             opening=self.outbox.open(attempt),
             input_tokens_max=bound.input_tokens,
@@ -248,6 +265,8 @@ class Admission:
         """Bytes bound the tokens of most prompts; only one near the limit is counted."""
         if asked.counts_max is not None:
             return _bound_by_meter(asked.counts_max, route.pinned)
+        is_told_counts = asked.is_streamed and route.upstream.habits.has_running_usage
+        chunk = self.hold_chunk_tokens if is_told_counts else 0
         at_least = input_tokens_lower_bound(asked.size, facts=route.model.tokenizer)
         if at_least > limit:
             raise PromptTooLong(
@@ -255,11 +274,11 @@ class Admission:
             )
         at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
         if at_most is not None and at_most <= limit:
-            return _bound_of(asked, at_most, output, is_exact=False)
+            return _bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
         count = await route.count(asked)
         if count > limit:
             raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are allowed")
-        return _bound_of(asked, count, output, is_exact=True)
+        return _bound_of(asked, count, output, is_exact=True, chunk=chunk)
 
     def _open(
         self, asked: Asked, key: VirtualKey, route: _Route, *, request_id: str
@@ -319,7 +338,7 @@ class Admission:
         hold = Hold(
             id=new_id(),
             payer_id=opened.payer_id,
-            amount=_highest(bound, pinned),
+            amount=_highest(bound.first, pinned),
             source=self.outbox.source,
             placed_at=self.clock.now(),
             opened=msgspec.json.encode(opened).decode(),
@@ -329,18 +348,31 @@ class Admission:
             department_id=opened.department_id,
             project_id=opened.project_id,
             key_id=opened.key_id,
-            tokens_max=bound.tokens_max,
+            tokens_max=bound.first.tokens_max,
         )
         return await self.holding.place(hold, scope)
+
+    def _growing(self, hold: Hold, bound: _Bound, pinned: PinnedPrices) -> GrowingHold:
+        return GrowingHold(
+            hold,
+            self.holding,
+            input_tokens=bound.input_tokens,
+            covered_tokens=bound.first.output_tokens,
+            output_tokens_max=bound.output_tokens,
+            chunk_tokens=bound.chunk_tokens,
+            amount_for=lambda tokens: _highest(replace(bound, output_tokens=tokens), pinned),
+        )
 
 
 def _tokens_within(counts: Mapping[str, int]) -> int:
     return sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
 
 
-def _bound_of(asked: Asked, input_tokens: int, output_tokens: int, *, is_exact: bool) -> _Bound:
-    extra = asked.size.extra_tokens
-    return _Bound(input_tokens, output_tokens, is_exact, extra, asked.item_count)
+def _bound_of(
+    asked: Asked, input_tokens: int, output_tokens: int, *, is_exact: bool, chunk: int = 0
+) -> _Bound:
+    extra, items = asked.size.extra_tokens, asked.item_count
+    return _Bound(input_tokens, output_tokens, is_exact, extra, items, chunk_tokens=chunk)
 
 
 def _affordable(

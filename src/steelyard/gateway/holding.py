@@ -77,6 +77,15 @@ class Holding:
         again = replace(hold, id=new_id(), placed_at=self.clock.now())
         return await self._place_in_books(again, scope)
 
+    async def grow(self, hold: Hold, *, amount: Money, tokens_max: int) -> Money | None:
+        """Hold so much in all; what is held then. None where the hold's lease has too little;
+        raises as the hold desk does."""
+        if hold.lease_id is not None:
+            return amount if self.wallet.grow(hold, amount=amount, tokens_max=tokens_max) else None
+        at = self.clock.now()
+        growing = self.hold_desk.grow(hold.id, amount=amount, tokens_max=tokens_max, at=at)
+        return (await asyncio.wrap_future(growing)).amount
+
     def release(self, hold: Hold, draft: EventDraft, usage: Usage, charged: Money) -> PendingEvent:
         """Append the event of an attempt, and make free what its hold did not need."""
         event = self.outbox.append(draft)

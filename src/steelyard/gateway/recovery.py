@@ -6,7 +6,7 @@ What it used, the upstream's own log says; where that knows nothing, nothing is 
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import anyio.to_thread
@@ -133,6 +133,9 @@ class Recovery:
         pinned = self.prices.pinned(opened.price_version, model=opened.model_served, at=admitted_at)
         charged = charged_usage(CAUSE, meter, policy=opened.disconnect_policy)
         usage, charge = charge_for(charged, pinned)
+        if hold.lease_id is not None and charge.total.picos > hold.amount.picos:
+            # It has grown since it was opened; its lease has what it grew by.
+            hold = replace(hold, amount=charge.total)
         at = self.clock.now()
         record = close_record(
             opened,

@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from steelyard.gateway.admission import Admitted
+from steelyard.gateway.cut_short import cut_short, output_tokens_so_far
 from steelyard.gateway.event_stream import payload_of
 from steelyard.gateway.upstreams.base import UpstreamAnswer, UpstreamFailed
 from steelyard.gateway.workloads.answer import Answer
@@ -74,6 +75,10 @@ async def relay_stream(
             raise UpstreamRefused(await stream.refusal())
         await client.start_stream(headers)
         async for payload in stream.payloads():
+            if admitted.held.chunk_tokens and not await _is_covered(admitted, payload):
+                for event in cut_short(answer, payload, meter):
+                    await client.send(event)
+                return
             for event in answer.read_event(payload, meter):
                 await client.send(event)
                 meter.deliver(payload_of(event), at=now())
@@ -82,3 +87,8 @@ async def relay_stream(
     answer.end_of_stream(meter)
     if not meter.is_complete:
         raise UpstreamFailed("the model's server ended the answer early")
+
+
+async def _is_covered(admitted: Admitted, payload: bytes) -> bool:
+    """Whether what the upstream has made with this event is held for, grown if need be."""
+    return await admitted.held.cover(output_tokens_so_far(payload))

@@ -160,6 +160,8 @@ async def _close(
 
 def _end_cause(relayed: _Relayed, meter: AnswerMeter) -> EndCause:
     has_output = meter.delivered.has_output
+    if meter.is_growth_denied:
+        return "hold_growth_denied"
     if meter.is_drained:
         return "client_left" if has_output else "client_left_before_first_token"
     if isinstance(relayed.failure, EventLogUnavailable):

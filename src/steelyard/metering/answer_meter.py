@@ -19,6 +19,8 @@ class AnswerMeter:
     is_complete: bool = False
     # The client has left, and the answer is read to its end all the same.
     is_drained: bool = False
+    # The money did not reach for more: the answer was ended at what was held.
+    is_growth_denied: bool = False
     _delivered_bytes: list[bytes] = field(default_factory=list[bytes])
 
     def report(self, usage: Usage, *, raw: bytes) -> None:

@@ -16,6 +16,7 @@ EVENT_TYPE: Final = "steelyard.usage.v1"
 EndCause = Literal[
     "completed",
     "stopped_by_limit",
+    "hold_growth_denied",
     "client_left_before_first_token",
     "client_left",
     "upstream_refused",
