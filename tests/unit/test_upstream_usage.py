@@ -102,6 +102,28 @@ def test_parts_add_up_to_the_total_or_are_refused(
     assert (usage.input_tokens, usage.output_tokens) == (prompt, completion)
 
 
+def test_our_engines_time_is_a_meter_and_what_others_call_so_is_not() -> None:
+    tokens: dict[str, Any] = {"prompt_tokens": 3, "completion_tokens": 1}
+    share = {"engine_us": 950, "device_us": 812}
+
+    assert _read(**tokens, engine={**share, "device": "cpu"})["engine.cpu_microseconds"] == 812
+    assert _read(**tokens, engine={**share, "device": "gpu"})["engine.gpu_microseconds"] == 812
+    for foreign in ("v8", 3, None, {"device": "gpu"}, {**share, "device": "tpu"}, ["cpu"]):
+        assert _read(**tokens, engine=foreign) == {TEXT: 3, "output.text": 1}
+    with pytest.raises(UpstreamUsageMalformed):
+        _read(**tokens, engine={"device_us": -1, "device": "cpu"})
+
+
+def test_engine_time_is_counted_where_it_is_named_and_nowhere_else() -> None:
+    usage = Usage({TEXT: 3, "engine.gpu_microseconds": 9, "engine.cpu_microseconds": 4})
+
+    assert usage.folded({TEXT}).counts == {TEXT: 3}
+    assert usage.folded({TEXT, "engine.gpu_microseconds"}).counts == {
+        TEXT: 3,
+        "engine.gpu_microseconds": 9,
+    }
+
+
 @pytest.mark.parametrize(
     "block", [b'{"prompt_tokens":"many"}', b'{"prompt_tokens":1,"completion_tokens":-1}', b"[]"]
 )

@@ -6,11 +6,21 @@ Prices are those of the moment of admission: which windows are open is decided b
 from bisect import bisect_right
 from collections.abc import Mapping
 
-from steelyard.metering.usage import CALL, INPUT_TEXT, INPUT_TOKENS, ITEM, OUTPUT_TEXT
+from steelyard.metering.usage import (
+    CALL,
+    ENGINE_TIME,
+    INPUT_TEXT,
+    INPUT_TOKENS,
+    ITEM,
+    OUTPUT_TEXT,
+)
 from steelyard.money import Currency, Money
 from steelyard.pricing.price_book import ModelPrices, PriceNotFound
 
 OUTPUT_TOKENS_MAX = 2**31
+# Engine time is known only afterwards. A token of a large model on a slow CPU takes less than this;
+# what takes longer yet is charged as far as the hold goes.
+ENGINE_MICROSECONDS_PER_TOKEN_MAX = 100_000
 
 
 def highest_charge(
@@ -20,6 +30,8 @@ def highest_charge(
     counts_max = {INPUT_TEXT: input_tokens, OUTPUT_TEXT: output_tokens}
     if prices.bearer_of(CALL):
         counts_max[CALL] = 1
+    engine_time_max = (input_tokens + output_tokens) * ENGINE_MICROSECONDS_PER_TOKEN_MAX
+    counts_max |= {meter: engine_time_max for meter in ENGINE_TIME if prices.bearer_of(meter)}
     return highest_charge_within(counts_max, prices=prices, currency=currency)
 
 

@@ -12,7 +12,7 @@ from steelyard.billing.settlement_matrix import MATRIX
 from steelyard.billing.stored_event import HourRow, ReplayedEvent
 from steelyard.ledger.hold import read_budget_draws, read_draws
 from steelyard.metering.upstream_usage import read_upstream_usage
-from steelyard.metering.usage import CALL, INPUT_TEXT, ITEM, TOKEN_METERS
+from steelyard.metering.usage import CALL, ENGINE_TIME, INPUT_TEXT, ITEM, TOKEN_METERS
 from steelyard.metering.usage_event import UsageEvent, write_meters
 from steelyard.money import read_decimal
 from steelyard.pricing.price_book import CanonicalDocument
@@ -176,7 +176,7 @@ class CountCheck:
     def _priced(self, event: UsageEvent) -> set[str]:
         """Those meters that are counted only where they have a price."""
         document = self._documents.get(event.data.price_version)
-        optional = {CALL, ITEM, INPUT_TEXT}
+        optional = {CALL, ITEM, INPUT_TEXT, *ENGINE_TIME}
         try:
             return priced_among(event.data, optional, document=document) if document else set()
         except EventNotRateable:

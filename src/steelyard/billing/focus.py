@@ -20,7 +20,7 @@ from steelyard.billing.statement import Period
 from steelyard.billing.usage_line import UsageLine
 from steelyard.metering.usage import (
     CALL,
-    ENGINE_GPU_MILLISECONDS,
+    ENGINE_TIME,
     INPUT_AUDIO_SECONDS,
     INPUT_CHARACTERS,
     ITEM,
@@ -47,7 +47,7 @@ UNITS: Final[Mapping[str, str]] = MappingProxyType(
         OUTPUT_AUDIO_CHARACTERS: "Characters",
         OUTPUT_TRANSCRIPT_CHARACTERS: "Characters",
         OUTPUT_IMAGE_COUNT: "Images",
-        ENGINE_GPU_MILLISECONDS: "Milliseconds",
+        **dict.fromkeys(ENGINE_TIME, "Microseconds"),
     }
 )
 ADJUSTMENT_CATEGORIES: Final = MappingProxyType(

@@ -127,7 +127,8 @@ _METERS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         usage.SEARCH: ("Web searches", "联网搜索"),
         usage.CALL: ("Requests", "请求"),
         usage.ITEM: ("Batch items", "批处理条目"),
-        usage.ENGINE_GPU_MILLISECONDS: ("GPU milliseconds", "GPU 毫秒"),
+        usage.ENGINE_GPU_MICROSECONDS: ("GPU microseconds", "GPU 微秒"),
+        usage.ENGINE_CPU_MICROSECONDS: ("CPU microseconds", "CPU 微秒"),
     }
 )
 

@@ -7,12 +7,16 @@ exclusive: input_tokens are those that no cache was involved in
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import msgspec
 
 from steelyard.errors import Failure
 from steelyard.metering.usage import (
+    ENGINE_CPU_MICROSECONDS,
+    ENGINE_GPU_MICROSECONDS,
     INPUT_AUDIO_SECONDS,
     INPUT_AUDIO_TOKENS,
     INPUT_AUDIO_TOKENS_CACHE_READ,
@@ -55,6 +59,13 @@ class OutputDetails(msgspec.Struct):
     image_tokens: int | None = None
 
 
+class EngineShare(msgspec.Struct):
+    """What our engine says of the time that a request took: its share of each step it was in."""
+
+    device_us: int
+    device: Literal["gpu", "cpu"]
+
+
 class OpenAIUsage(msgspec.Struct):
     """The usage block of OpenAI-compatible servers; counts in tokens."""
 
@@ -66,6 +77,8 @@ class OpenAIUsage(msgspec.Struct):
     prompt_cache_hit_tokens: int | None = None
     # Of work that is counted in items: texts that were classified.
     items: int | None = None
+    # Other servers may mean something else by this name.
+    engine: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class ResponsesUsage(msgspec.Struct):
@@ -122,6 +135,8 @@ class _Shape(msgspec.Struct):
 _shape_decoder = msgspec.json.Decoder(_Shape | None)
 _openai_decoder = msgspec.json.Decoder(OpenAIUsage)
 _responses_decoder = msgspec.json.Decoder(ResponsesUsage)
+_engine_decoder = msgspec.json.Decoder(EngineShare)
+_NO_TIME: Final[Mapping[str, int]] = MappingProxyType({})
 _anthropic_decoder = msgspec.json.Decoder(AnthropicUsage)
 _transcript_decoder = msgspec.json.Decoder(TranscriptUsage)
 
@@ -163,6 +178,7 @@ def translate_openai_usage(block: OpenAIUsage) -> Usage:
         details=details,
         output=block.completion_tokens_details or OutputDetails(),
         items=block.items or 0,
+        engine_time=_engine_time(block.engine),
     )
 
 
@@ -207,6 +223,16 @@ def translate_transcript_usage(block: TranscriptUsage) -> Usage:
     )
 
 
+def _engine_time(raw: msgspec.Raw) -> Mapping[str, int]:
+    """The engine time by its meter; nothing where the block is not our engine's."""
+    try:
+        share = _engine_decoder.decode(raw)
+    except msgspec.ValidationError:
+        return _NO_TIME
+    meter = ENGINE_GPU_MICROSECONDS if share.device == "gpu" else ENGINE_CPU_MICROSECONDS
+    return {meter: share.device_us}
+
+
 def _disjoint(
     prompt: int,
     completion: int,
@@ -215,6 +241,7 @@ def _disjoint(
     details: InputDetails,
     output: OutputDetails,
     items: int = 0,
+    engine_time: Mapping[str, int] = _NO_TIME,
 ) -> Usage:
     audio, image = details.audio_tokens or 0, details.image_tokens or 0
     written = details.cache_write_tokens or details.cache_creation_tokens or 0
@@ -236,6 +263,7 @@ def _disjoint(
             OUTPUT_AUDIO_TOKENS: spoken,
             OUTPUT_IMAGE_TOKENS: drawn,
             ITEM: items,
+            **engine_time,
         }
     )
 

@@ -29,7 +29,8 @@ OUTPUT_IMAGE_TOKENS: Final = "output.image.tokens"
 SEARCH: Final = "search"
 CALL: Final = "call"
 ITEM: Final = "item"
-ENGINE_GPU_MILLISECONDS: Final = "engine.gpu_milliseconds"
+ENGINE_GPU_MICROSECONDS: Final = "engine.gpu_microseconds"
+ENGINE_CPU_MICROSECONDS: Final = "engine.cpu_microseconds"
 
 METERS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -56,7 +57,8 @@ METERS: Final[Mapping[str, str]] = MappingProxyType(
         SEARCH: "searches of the web on behalf of the request",
         CALL: "answered requests",
         ITEM: "items of a request that were answered, such as texts that were classified",
-        ENGINE_GPU_MILLISECONDS: "milliseconds of a GPU that the request kept busy",
+        ENGINE_GPU_MICROSECONDS: "microseconds of a GPU that were this request's share",
+        ENGINE_CPU_MICROSECONDS: "microseconds of CPUs that were this request's share, without a GPU",
     }
 )
 INPUT_TOKENS: Final = (
@@ -89,6 +91,9 @@ UNITS_OF_CHOICE: Final = frozenset(
     )
 )
 
+# What the work took of the machine: reported, and charged only where the price book names it.
+ENGINE_TIME: Final = frozenset((ENGINE_GPU_MICROSECONDS, ENGINE_CPU_MICROSECONDS))
+
 # What a budget of tokens counts.
 TOKEN_METERS: Final = frozenset((*INPUT_TOKENS, *OUTPUT_TOKENS))
 
@@ -120,9 +125,9 @@ class Usage:
     def folded(self, named: Container[str]) -> "Usage":
         """The same usage in named meters only: tokens of a meter that is not named are text.
 
-        A search or an item that is not named has no price, and is the operator's own affair. So are
-        the tokens of work that is counted in items, where text is not named. Of the units of choice,
-        those that are named were chosen.
+        A search, an item or engine time that is not named has no price, and is the operator's own
+        affair. So are the tokens of work that is counted in items, where text is not named. Of the
+        units of choice, those that are named were chosen.
         """
         counts: Counter[str] = Counter()
         is_priced_otherwise = ITEM in self.counts and INPUT_TEXT not in named
@@ -135,7 +140,7 @@ class Usage:
                 counts[INPUT_TEXT] += 0 if is_priced_otherwise else count
             elif meter in OUTPUT_TOKENS:
                 counts[OUTPUT_TEXT] += count
-            elif meter not in {SEARCH, ITEM}:
+            elif meter not in {SEARCH, ITEM, *ENGINE_TIME}:
                 counts[meter] += count
         return Usage({meter: count for meter, count in counts.items() if count})
 

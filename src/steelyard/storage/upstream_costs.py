@@ -1,16 +1,19 @@
-"""What upstreams earned and cost, from hourly sums and from what was recorded."""
+"""What upstreams earned and cost, from hourly sums, from what was recorded, and from events."""
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
 from sqlalchemy import Connection, func, select
 
+from steelyard.billing.cost_to_serve import ServedEvent
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS
 from steelyard.billing.statement import Period
 from steelyard.billing.upstream_cost import UpstreamMoney
 from steelyard.ledger.chart import read_account_id
 from steelyard.ledger.transaction import upstream_cost_reference
+from steelyard.metering.event_segment import unpack_bodies
+from steelyard.metering.usage_event import decode_event
 from steelyard.money import Currency
 from steelyard.storage import schema
 from steelyard.storage.database import Database
@@ -19,11 +22,13 @@ from steelyard.timestamp import write_timestamp
 
 _hours, _paths, _accounts = schema.usage_hours, schema.usage_paths, schema.ledger_accounts
 _transactions, _postings = schema.ledger_transactions, schema.ledger_postings
+_events, _segments = schema.usage_events, schema.event_segments
+ROWS_AT_ONCE: Final = 5_000
 _COST_TEMPLATES: Final = ("record_upstream_cost", "credit_upstream_cost")
 
 
 class SqlUpstreamReports:
-    """Implements UpstreamReports."""
+    """Implements UpstreamReports and ServedReports."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -66,6 +71,37 @@ class SqlUpstreamReports:
             _accounts.c.kind == "upstream_payable"
         )
         return {_upstream_of(row.id): row.balance for row in self.connection.execute(query)}
+
+    def served(self, period: Period) -> Iterator[ServedEvent]:
+        query = (
+            select(_events, _paths.c.model, _paths.c.upstream, _paths.c.currency)
+            .join(_paths, _paths.c.id == _events.c.path_id)
+            # Nothing is billed before it is used.
+            .where(
+                _events.c.billed_at >= period.start,
+                _events.c.ended_at >= period.start,
+                _events.c.ended_at < period.end,
+            )
+            .order_by(_events.c.segment_id, _events.c.place)
+            .execution_options(yield_per=ROWS_AT_ONCE)
+        )
+        segment, bodies = 0, list[bytes]()
+        for row in self.connection.execute(query):
+            if row.segment_id != segment:
+                segment, bodies = row.segment_id, self._bodies(row.segment_id)
+            place: int = row.place
+            yield ServedEvent(
+                id=row.id,
+                model=row.model,
+                upstream=row.upstream,
+                currency=Currency(row.currency),
+                revenue=row.amount if row.outcome == "settled" else 0,
+                upstream_usage=bytes(decode_event(bodies[place]).data.upstream_usage),
+            )
+
+    def _bodies(self, segment_id: int) -> list[bytes]:
+        query = select(_segments.c.body).where(_segments.c.id == segment_id)
+        return unpack_bodies(self.connection.execute(query).scalar_one())
 
 
 class SqlUpstreamUnit(SqlFundUnit, SqlUpstreamReports):

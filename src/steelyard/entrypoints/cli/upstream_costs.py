@@ -4,10 +4,18 @@ from typing import Annotated
 
 import typer
 
+from steelyard.billing.billing_period import read_month
 from steelyard.billing.commands import Booked
+from steelyard.billing.cost_to_serve import CostToServe, HourRates, cost_to_serve
 from steelyard.billing.upstream_cost import margins, pay_upstream_bill, record_cost
 from steelyard.entrypoints.cli.funds import TAKES_NEGATIVE, IdOption, ReasonOption, command_of
-from steelyard.entrypoints.cli.output import JsonFlag, show, show_rows, stores_opened
+from steelyard.entrypoints.cli.output import (
+    JsonFlag,
+    print_json,
+    show,
+    show_rows,
+    stores_opened,
+)
 from steelyard.money import Money, read_currency, read_decimal, write_decimal
 
 costs = typer.Typer(no_args_is_help=True, help="Costs: what upstreams charge us.")
@@ -85,6 +93,71 @@ def report(period: MonthOption, json: JsonFlag = False) -> None:
     columns = ["upstream", "currency", "revenue", "cost", "margin", "payable"]
     empty = "no usage and no cost in this month"
     show_rows(rows, columns, as_json=json, empty=empty, right=columns[2:])
+
+
+@costs.command(
+    "serve",
+    epilog="Example: `steelyard cost serve --period 2026-11 --currency USD --gpu-hour 2.50`",
+)
+def serve(
+    period: MonthOption,
+    currency: Annotated[str, typer.Option(help="Of what is shown, as USD.")],
+    gpu_hour: Annotated[str, typer.Option(help="What an hour of a GPU costs us.")] = "0",
+    cpu_hour: Annotated[str, typer.Option(help="What an hour of one CPU costs us.")] = "0",
+    requests: Annotated[
+        int, typer.Option(min=0, max=10_000, help="How many requests, the worst to serve first.")
+    ] = 0,
+    json: JsonFlag = False,
+) -> None:
+    """Show the engine time that each model and request took in a month, its cost and its revenue."""
+    rates = HourRates(gpu=read_decimal(gpu_hour), cpu=read_decimal(cpu_hour))
+    with stores_opened() as stores, stores.upstreams.snapshot() as snapshot:
+        found = cost_to_serve(
+            snapshot.served(read_month(period, time_zone="UTC")),
+            rates=rates,
+            currency=read_currency(currency),
+            requests_max=requests,
+        )
+    _show_served(found, with_requests=requests > 0, as_json=json)
+
+
+def _show_served(found: CostToServe, *, with_requests: bool, as_json: bool) -> None:
+    models = [
+        {
+            "model": row.model,
+            "upstream": row.upstream,
+            "requests": row.requests,
+            "untimed": row.untimed,
+            "gpu_us": row.gpu_us,
+            "cpu_us": row.cpu_us,
+            "revenue": write_decimal(row.revenue),
+            "cost": write_decimal(row.cost),
+            "margin": write_decimal(row.margin),
+        }
+        for row in found.models
+    ]
+    requests = [
+        {
+            "event_id": row.event.id,
+            "model": row.event.model,
+            "gpu_us": row.gpu_us,
+            "cpu_us": row.cpu_us,
+            "revenue": write_decimal(row.event.revenue),
+            "cost": write_decimal(row.cost),
+            "margin": write_decimal(row.margin),
+        }
+        for row in found.requests
+    ]
+    if as_json:
+        print_json({"models": models, "requests": requests})
+        return
+    numbers = ["gpu_us", "cpu_us", "revenue", "cost", "margin"]
+    columns = ["model", "upstream", "requests", "untimed", *numbers]
+    empty = "no usage in this currency in this month"
+    show_rows(models, columns, as_json=False, empty=empty, right=columns[2:])
+    if with_requests:
+        columns = ["event_id", "model", *numbers]
+        show_rows(requests, columns, as_json=False, empty="no requests", right=numbers)
 
 
 def _show(booked: Booked, upstream: str, said: dict[str, str], as_json: bool) -> None:
