@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import Any
 
-from benchmarks import kafka, leases, outbox
+from benchmarks import kafka, leases, outbox, recovery
 
 
 def main() -> None:
@@ -25,8 +25,9 @@ def main() -> None:
     options = parser.parse_args()
     figures: dict[str, Any] = {
         **leases.measure(holds=options.holds),
-        **outbox.measure(requests=options.requests, left_open=options.open),
+        **outbox.measure(options.requests),
         **kafka.measure_on_own_broker(options.events),
+        **recovery.measure(options.open),
     }
     print(json.dumps(figures))
 

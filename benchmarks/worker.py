@@ -231,7 +231,7 @@ def fill_outbox(bench: Bench, *, first: int, count: int, of: int) -> Path:
             bodies.append(body)
             holds.append(hold)
         outbox.write(bodies, [])
-        _place(bench, holds)
+        place(bench, holds)
     outbox.close()
     return path
 
@@ -309,7 +309,8 @@ def _use(bench: Bench, number: int, *, of: int) -> tuple[int, int, datetime, tup
     return number % len(bench.keys), number % 7 % len(MODELS), ended_at, counts
 
 
-def _place(bench: Bench, holds: list[Hold]) -> None:
+def place(bench: Bench, holds: list[Hold]) -> None:
+    """Set the holds aside, as admission does."""
     transaction = place_holds(new_id(), holds, at=MONTH)
     assert transaction is not None
     with bench.stores.books.write() as unit:

@@ -248,7 +248,7 @@ class World:
             await recovery.resolve(left_open)
 
         anyio.run(resolve)
-        return len(left_open.holds)
+        return left_open.count
 
     def keep_leases(self) -> None:
         """One round of the lease keeper: whatever it would do in the background."""

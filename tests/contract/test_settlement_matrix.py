@@ -2,12 +2,14 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 import anyio
 import pytest
 
 from steelyard.billing.settlement_matrix import MATRIX
+from steelyard.gateway import recovery
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.gateway.workloads.chat import parse_chat
 from tests.world import INPUT_PRICE, OUTPUT_PRICE, World
@@ -121,6 +123,46 @@ def test_after_a_crash_the_upstreams_own_log_says_what_is_charged(
     assert json.loads(bytes(event.data.upstream_usage)) == usage
     assert world.balance().total.picos == 10**12 - picos
     assert world.balance().held.picos == 0
+    assert world.differences() == []
+
+
+def test_an_attempt_that_its_upstream_is_still_at_work_on_costs_the_others_nothing(
+    world: World,
+) -> None:
+    world.organisation(dollars="1")
+    ended, running = (_leave_a_hold_open(world, stream=True) for _ in range(2))
+    world.upstream.logged[ended] = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 4}
+    world.upstream.running.add(running)
+    world.stop_gateway()
+    world.start_gateway()
+
+    count = world.recover()
+    world.settle()
+
+    charged = {event.id: event.data.amount for event in world.events()}
+    assert (count, charged[running]) == (2, "0")
+    assert Decimal(charged[ended]) * 10**12 == PROMPT_TOKENS * INPUT_PRICE + 4 * OUTPUT_PRICE
+    assert world.balance().held.picos == 0
+    assert world.differences() == []
+
+
+def test_more_attempts_than_are_asked_about_at_once_are_all_closed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "ATTEMPTS_AT_ONCE", 3)
+    world.organisation(dollars="1")
+    attempts = [_leave_a_hold_open(world, stream=True) for _ in range(10)]
+    for attempt in attempts[::2]:
+        world.upstream.logged[attempt] = {"prompt_tokens": 1, "completion_tokens": 1}
+    world.stop_gateway()
+    world.start_gateway()
+
+    count = world.recover()
+    world.settle()
+
+    charged = {event.id for event in world.events() if event.data.amount != "0"}
+    assert count == len(world.events()) == 10
+    assert charged == set(attempts[::2])
     assert world.differences() == []
 
 

@@ -81,7 +81,7 @@ class Upstream:
             [
                 web.get("/health", self.health),
                 web.get("/v1/models", self.models),
-                web.get("/requests/{id}", self.request),
+                web.post("/requests", self.requests),
                 web.post("/tokenize", self.tokenize),
                 web.post("/v1/chat/completions", self.chat),
             ]
@@ -98,13 +98,18 @@ class Upstream:
     async def tokenize(self, request: web.Request) -> web.Response:
         return web.json_response({"count": _prompt_tokens(await request.json())})
 
-    async def request(self, request: web.Request) -> web.Response:
-        request_id = request.match_info["id"]
-        made = self._log.made.get(request_id)
-        if made is None:
-            return web.json_response({"error": {"code": "not_found"}}, status=404)
-        state = "ended" if made.end else "running"
-        return web.json_response({"request_id": request_id, "state": state, **vars(made)})
+    async def requests(self, request: web.Request) -> web.Response:
+        asked = (await request.json())["request_ids"]
+        known = {
+            request_id: self._log.made[request_id]
+            for request_id in asked
+            if request_id in self._log.made
+        }
+        told = [
+            {"request_id": i, "state": "ended" if made.end else "running", **vars(made)}
+            for i, made in known.items()
+        ]
+        return web.json_response({"requests": told})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         asked = await request.json()

@@ -370,6 +370,19 @@ def test_a_request_can_be_asked_for_by_its_id(engine_process: EngineProcess) -> 
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "request_unknown")
 
 
+def test_many_requests_can_be_asked_for_at_once(engine_process: EngineProcess) -> None:
+    for name in ("hold-a", "hold-b"):
+        ask(engine_process, headers={"X-Request-Id": name})
+
+    asked = {"request_ids": ["hold-a", "nobody", "hold-b"]}
+    told = httpx.post(f"{engine_process.url}/requests", json=asked).json()["requests"]
+    refused = httpx.post(f"{engine_process.url}/requests", json={"request_ids": "hold-a"})
+
+    assert [found["request_id"] for found in told] == ["hold-a", "hold-b"]
+    assert told[0] == httpx.get(f"{engine_process.url}/requests/hold-a").json()
+    assert refused.status_code == 400
+
+
 def test_usage_tells_what_was_found_in_the_cache(engine_process: EngineProcess) -> None:
     prompt = list(range(100, 150))
 

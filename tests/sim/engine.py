@@ -10,6 +10,7 @@ import msgspec
 
 from steelyard.gateway.upstreams.base import (
     LoggedAttempt,
+    LoggedAttempts,
     ServedModel,
     UpstreamAnswer,
     UpstreamFailed,
@@ -64,15 +65,17 @@ class SimulatedEngine:
         await self._travel()
         return PROMPT_TOKENS
 
-    async def logged_attempts(self, request_ids: Sequence[str]) -> dict[str, LoggedAttempt]:
+    async def logged_attempts(self, request_ids: Sequence[str]) -> LoggedAttempts:
         await self._travel()
-        return {
-            request_id: LoggedAttempt(
-                msgspec.json.encode(self.made[request_id].usage()), "provider"
-            )
-            for request_id in request_ids
-            if request_id in self.made
-        }
+        return LoggedAttempts(
+            {
+                request_id: LoggedAttempt(
+                    msgspec.json.encode(self.made[request_id].usage()), "provider"
+                )
+                for request_id in request_ids
+                if request_id in self.made
+            }
+        )
 
     async def answer(
         self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str

@@ -72,6 +72,7 @@ def test_an_attempt_that_was_opened_and_not_closed_is_told_to_the_next_life(
     found = outbox.left_open()
 
     assert [attempt.id for attempt in found] == [left]
+    assert outbox.open_among([closed, left]) == {left}
     assert outbox.events_among([closed, left]) == {closed}
     outbox.close()
 

@@ -13,7 +13,6 @@ from steelyard.billing.re_rating import ReRatingUnit
 from steelyard.billing.suspense import SuspenseUnit
 from steelyard.billing.upstream_cost import UpstreamUnit
 from steelyard.errors import Failure
-from steelyard.ledger.hold import Hold
 
 # A source and a sequence in it.
 Place = tuple[str, int]
@@ -119,8 +118,8 @@ class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, ChargebackUnit, Upst
         """Raises PositionMoved if the stored position is not `before`."""
         ...
 
-    def open_holds(self, *, source_prefix: str) -> list[Hold]:
-        """Holds that are still open, of sources that begin so."""
+    def open_hold_ids(self, *, source_prefix: str) -> Sequence[str]:
+        """Holds that are still open, of sources that begin so, in the order of their making."""
         ...
 
 

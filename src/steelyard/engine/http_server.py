@@ -37,6 +37,7 @@ from steelyard.engine.refusals import (
 from steelyard.engine.wire import (
     ChatBody,
     CompletionBody,
+    RequestsBody,
     TokenizeBody,
     check_generation,
     decode_body,
@@ -91,6 +92,7 @@ def build_app(serving: Serving) -> Starlette:
         Route("/health", edge.health),
         Route("/stats", _guard(edge.stats)),
         Route("/metrics", edge.metrics),
+        Route("/requests", _guard(edge.find_requests), methods=["POST"]),
         Route("/requests/{request_id:path}", _guard(edge.find_request)),
         Route("/v1/models", _guard(edge.models)),
         Route("/tokenize", _guard(edge.tokenize), methods=["POST"]),
@@ -143,6 +145,14 @@ class _Edge:
         if found is None:
             raise RequestUnknown
         return json_response(found)
+
+    async def find_requests(self, request: Request) -> Response:
+        body = await self._read(request, RequestsBody)
+        log = self._serving.request_log
+        if log is None:
+            raise RequestLogOff
+        found = await anyio.to_thread.run_sync(log.find_all, body.request_ids)
+        return json_response({"requests": found})
 
     async def models(self, _request: Request) -> Response:
         entries = [

@@ -10,6 +10,7 @@ import hashlib
 import struct
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -95,12 +96,26 @@ class RequestLog:
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         """What is known of the last request with this id."""
+        found = self.find_all([request_id])
+        return found[0] if found else None
+
+    def find_all(self, request_ids: Collection[str]) -> list[dict[str, Any]]:
+        """The same of many; those that are not known are left out."""
         with self._lock:
-            offsets = list(self._offsets.get(request_id, ()))
-        if not offsets:
-            return None
+            places = {i: list(self._offsets[i]) for i in request_ids if i in self._offsets}
+        if not places:
+            return []
         with self._path.open("rb") as opened:
-            lines = [_line_at(opened, offset) for offset in offsets]
+            return [
+                self._found(request_id, [_line_at(opened, offset) for offset in offsets])
+                for request_id, offsets in places.items()
+            ]
+
+    def close(self) -> None:
+        """Write no more."""
+        self._file.close()
+
+    def _found(self, request_id: str, lines: list[dict[str, Any]]) -> dict[str, Any]:
         answers: dict[int, dict[str, Any]] = {}
         for line in lines:
             answers[line["index"]] = self._answer(line)
@@ -115,10 +130,6 @@ class RequestLog:
             "completion_tokens": sum(answer["completion_tokens"] for answer in ended),
             "answers": [answers[index] for index in sorted(answers)],
         }
-
-    def close(self) -> None:
-        """Write no more."""
-        self._file.close()
 
     def _answer(self, line: dict[str, Any]) -> dict[str, Any]:
         if line["event"] == "opened":

@@ -122,6 +122,12 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     prompt: str | None = None
 
 
+class RequestsBody(msgspec.Struct):
+    """The body of /requests: whose lines of the request log are wanted."""
+
+    request_ids: list[str]
+
+
 # What each unimplemented parameter may say without changing the answer; null always may.
 _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "best_of": (1,),

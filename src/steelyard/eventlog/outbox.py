@@ -5,7 +5,7 @@ requests share one sync and a lone one waits for nobody.
 """
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from steelyard.eventlog.attempt_records import (
 from steelyard.eventlog.disk import Disk, LocalDisk
 from steelyard.eventlog.group_commit import Commit, CommitQueue
 from steelyard.eventlog.log import EventLogUnavailable
+from steelyard.eventlog.segment import read_batches
 from steelyard.eventlog.segment_writer import SegmentWriter
 from steelyard.metering.usage_event import encode_event, hash_event
 
@@ -79,12 +80,13 @@ class Outbox:
         self._previous_hash = FIRST_PREVIOUS_HASH
         # The segment that holds the opening of each attempt that is not closed.
         self._open: dict[str, int] = {}
-        self._left_open: list[OpenedAttempt] = []
         try:
             self._read_back()
         except BaseException:
             self._writer.close()
             raise
+        # Where the attempts stand that earlier lives left open.
+        self._left_in = {n: self._writer.segment_path(n) for n in sorted(set(self._open.values()))}
         self._queue = CommitQueue[PendingEvent | PendingOpening](batch_max=BATCH_MAX)
         self._failure: str | None = None
         self._waiting_count = 0
@@ -131,16 +133,29 @@ class Outbox:
             pending.draft = draft
             return True
 
-    def left_open(self) -> list[OpenedAttempt]:
-        """Attempts that earlier lives opened and did not close; told once, for recovery."""
-        left, self._left_open = self._left_open, []
-        return left
+    def left_open(self) -> Iterator[OpenedAttempt]:
+        """Attempts that earlier lives opened and that are not closed yet, read as they are asked
+        for; for recovery. Raises EventLogUnavailable."""
+        for number, path in self._left_in.items():
+            try:
+                content = memoryview(path.read_bytes())
+            except OSError as error:
+                raise EventLogUnavailable(f"the outbox {path.parent} failed: {error}") from error
+            for batch in read_batches(content):
+                for body in batch.opened:
+                    attempt = decode_opened(body)
+                    if self._open.get(attempt.id) == number:
+                        yield attempt
+
+    def open_among(self, ids: Collection[str]) -> set[str]:
+        """Which of these attempts have their opening in the outbox, and no event."""
+        return self._open.keys() & set(ids)
 
     def events_among(self, ids: Collection[str]) -> set[str]:
         """Which of these events are in the outbox; for recovery, before anything is appended."""
         wanted, found = set(ids), set[str]()
         if wanted:
-            for _, batch in self._writer.batches():
+            for batch in self._writer.batches():
                 found.update(wanted.intersection(_ids_of(batch.events)))
         return found
 
@@ -149,7 +164,7 @@ class Outbox:
         before anything is appended."""
         wanted, last = set(lease_ids), dict[str, str]()
         if wanted:
-            for _, batch in self._writer.batches():
+            for batch in self._writer.batches():
                 for body in batch.events:
                     event = _leased_decoder.decode(body)
                     if event.data.lease_id in wanted:
@@ -188,17 +203,15 @@ class Outbox:
         self._writer.close()
 
     def _read_back(self) -> None:
-        left: dict[str, bytes] = {}
-        for number, batch in self._writer.batches():
-            for body in batch.opened:
-                attempt_id = _id_decoder.decode(body).id
-                left[attempt_id] = body
-                self._open[attempt_id] = number
-            if left:
-                for event_id in _ids_of(batch.events):
-                    left.pop(event_id, None)
-                    self._open.pop(event_id, None)
-        self._left_open = [decode_opened(body) for body in left.values()]
+        try:
+            for number, batch in self._writer.read_back():
+                self._open.update(dict.fromkeys(_ids_of(batch.opened), number))
+                if self._open:
+                    for event_id in _ids_of(batch.events):
+                        self._open.pop(event_id, None)
+        except OSError as error:
+            folder = self._writer.folder
+            raise EventLogUnavailable(f"the outbox {folder} failed: {error}") from error
 
     def _write(self) -> None:
         while commit := self._queue.take():
@@ -266,8 +279,8 @@ class Outbox:
         return EventLogUnavailable("the outbox closed before it could write")
 
 
-def _ids_of(events: Collection[bytes]) -> list[str]:
-    return [_id_decoder.decode(body).id for body in events]
+def _ids_of(bodies: Collection[bytes]) -> list[str]:
+    return [_id_decoder.decode(body).id for body in bodies]
 
 
 def _reserve(bytes_max: int) -> int:

@@ -106,11 +106,9 @@ def _slices(content: memoryview, start: int, lengths: "array[int]") -> list[byte
     return [whole[begin - start : end - start] for begin, end in pairwise(ends)]
 
 
-def torn_at(content: memoryview, *, path: Path) -> int:
-    """Where the good batches end; raises OutboxDamaged if one that was durable is bad."""
-    end = 0
-    for batch in read_batches(content):
-        end = batch.ends
+def check_torn(content: memoryview, end: int, *, path: Path) -> None:
+    """Raise OutboxDamaged if a good batch comes after the end of the good ones: then what stands
+    there was durable once, and is bad now."""
     rest = bytes(content[end:])
     found = rest.find(MAGIC, 1)
     while found >= 0:
@@ -120,7 +118,6 @@ def torn_at(content: memoryview, *, path: Path) -> int:
                 "written has been changed; restore the file, or move it away and account for it"
             )
         found = rest.find(MAGIC, found + 1)
-    return end
 
 
 @dataclass(frozen=True, slots=True, order=True)

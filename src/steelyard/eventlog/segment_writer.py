@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final, TextIO
 
@@ -15,10 +16,10 @@ from steelyard.eventlog.segment import (
     Batch,
     OutboxDamaged,
     SegmentName,
+    check_torn,
     pack_batch,
     read_batches,
     segment_names,
-    torn_at,
 )
 from steelyard.ids import new_id
 
@@ -38,44 +39,56 @@ class SegmentWriter:
         try:
             self.log_id = _read_or_make_log_id(folder)
             self._segments = segment_names(folder)
-            self._sizes = _cut_torn_ends(folder, self._segments)
             self._mark = DurableMark(folder)
         except (OSError, EventLogUnavailable) as error:
             self._lock_file.close()
             if isinstance(error, EventLogUnavailable):
                 raise
             raise EventLogUnavailable(f"the outbox {folder} failed: {error}") from error
-        self.size = sum(self._sizes.values())
+        self._sizes: dict[int, int] = {}
+        self.size = 0
         self.next_position = 1
         # None where the next batch has to begin a new segment.
         self._file: SegmentFile | None = None
 
-    def batches(self) -> Iterator[tuple[int, Batch]]:
-        """Everything that earlier lives wrote, with the number of its segment; then it is known
-        where to go on. Raises OutboxDamaged if a part is missing."""
-        for index, name in enumerate(self._segments):
-            if index and name.first_position > self.next_position:
+    def read_back(self) -> Iterator[tuple[int, Batch]]:
+        """Everything that earlier lives wrote, with the number of its segment. Torn ends are cut
+        off on the way, and then it is known where to go on. Raises OutboxDamaged."""
+        for name, following in self._with_following():
+            if self._sizes and name.first_position > self.next_position:
                 raise OutboxDamaged(
                     f"{self.folder} lacks the events from {self.next_position} to "
                     f"{name.first_position - 1}"
                 )
             self.next_position = name.first_position
-            following = self._segments[index + 1 :]
-            for batch in read_batches(memoryview(name.path_in(self.folder).read_bytes())):
-                if (
-                    following
-                    and batch.events
-                    and batch.first_position >= following[0].first_position
-                ):
-                    # A write that failed and could not be cut off; it was never durable.
-                    break
+            path = name.path_in(self.folder)
+            content, end = memoryview(path.read_bytes()), 0
+            for batch in read_batches(content):
+                end = batch.ends
+                if _is_outdone(batch, following):
+                    continue
                 if batch.first_position != self.next_position:
-                    raise OutboxDamaged(f"{name.path_in(self.folder)} has a gap in it")
+                    raise OutboxDamaged(f"{path} has a gap in it")
                 self.next_position = batch.next_position
                 yield name.number, batch
+            check_torn(content, end, path=path)
+            _cut(path, end)
+            self._sizes[name.number] = end
+            self.size += end
         if self._segments:
             last = self._segments[-1]
             self._mark.set(Durable(last.number, self._sizes[last.number]))
+
+    def batches(self) -> Iterator[Batch]:
+        """Every batch, once everything has been read back."""
+        for name, following in self._with_following():
+            for batch in read_batches(memoryview(name.path_in(self.folder).read_bytes())):
+                if not _is_outdone(batch, following):
+                    yield batch
+
+    def segment_path(self, number: int) -> Path:
+        """Where a segment is that is still kept."""
+        return next(name for name in self._segments if name.number == number).path_in(self.folder)
 
     def write(self, events: Sequence[bytes], opened: Sequence[bytes]) -> int:
         """Make a batch durable; returns the number of its segment. Raises OSError, with nothing
@@ -123,6 +136,9 @@ class SegmentWriter:
         content = self._segments[0].path_in(self.folder).read_bytes()
         events = [event for batch in read_batches(memoryview(content)) for event in batch.events]
         return self._segments[1].first_position - 1, events
+
+    def _with_following(self) -> Iterator[tuple[SegmentName, SegmentName | None]]:
+        return zip_longest(list(self._segments), self._segments[1:])
 
     def close(self) -> None:
         if self._file:
@@ -194,16 +210,17 @@ def _read_or_make_log_id(folder: Path) -> str:
     return path.read_text()
 
 
-def _cut_torn_ends(folder: Path, segments: Sequence[SegmentName]) -> dict[int, int]:
-    """Make each segment end with its last good batch; returns the lengths by number."""
-    sizes: dict[int, int] = {}
-    for name in segments:
-        path = name.path_in(folder)
-        content = path.read_bytes()
-        end = torn_at(memoryview(content), path=path)
-        with path.open("r+b") as file:
-            if end < len(content):
-                file.truncate(end)
-            os.fsync(file.fileno())
-        sizes[name.number] = end
-    return sizes
+def _is_outdone(batch: Batch, following: SegmentName | None) -> bool:
+    """Whether it is a write that failed and could not be cut off: it was never durable, and its
+    events are in the segment that follows."""
+    if following is None or not batch.events:
+        return False
+    return batch.first_position >= following.first_position
+
+
+def _cut(path: Path, end: int) -> None:
+    """Make a segment end there, and be durable up to there."""
+    with path.open("r+b") as file:
+        if end < os.fstat(file.fileno()).st_size:
+            file.truncate(end)
+        os.fsync(file.fileno())

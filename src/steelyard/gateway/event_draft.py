@@ -20,6 +20,8 @@ from steelyard.metering.usage_event import (
 from steelyard.money import Currency, Money, write_decimal
 from steelyard.timestamp import read_timestamp, write_timestamp
 
+_opened_decoder = msgspec.json.Decoder(OpenedRecord)
+
 
 def opened_attempt(hold: Hold, *, bound_input: int, bound_output: int) -> OpenedAttempt:
     """What the outbox keeps of an attempt from its beginning."""
@@ -50,12 +52,21 @@ def hold_of_attempt(attempt: OpenedAttempt) -> Hold:
     )
 
 
+def read_opened(hold: Hold) -> OpenedRecord:
+    """What was known of the hold's attempt when it was admitted."""
+    return _opened_decoder.decode(hold.opened)
+
+
 def unserved_draft(
-    hold: Hold, *, end_cause: Literal["gateway_stopped", "gateway_crashed"], at: datetime
+    hold: Hold,
+    opened: OpenedRecord,
+    *,
+    end_cause: Literal["gateway_stopped", "gateway_crashed"],
+    at: datetime,
 ) -> EventDraft:
     """The event of an attempt that was held for and then never answered: nothing is charged."""
     record = close_record(
-        msgspec.json.decode(hold.opened, type=OpenedRecord),
+        opened,
         hold,
         meter=None,
         usage=NO_USAGE,

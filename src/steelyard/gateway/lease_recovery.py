@@ -4,7 +4,7 @@ Each of its events is in the outbox by then: those that it wrote, and those that
 what it left open. Which of them comes last, this finds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +16,6 @@ from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.clock import Clock
 from steelyard.errors import Failure
 from steelyard.eventlog.outbox import Outbox
-from steelyard.ledger.hold import Hold
 
 log = structlog.get_logger()
 
@@ -43,9 +42,8 @@ class LeaseRecovery:
         last = self.outbox.last_events_of(ids)
         return {lease_id: last.get(lease_id) for lease_id in ids}
 
-    async def end(self, found: Mapping[str, str | None], resolved: Sequence[Hold]) -> None:
-        """End them; `resolved` is what was left open, in the order of its events in the outbox."""
-        written = {hold.lease_id: hold.id for hold in resolved if hold.lease_id}
+    async def end(self, found: Mapping[str, str | None], *, written: Mapping[str, str]) -> None:
+        """End them; `written` names the last event that recovery wrote of each, where it did."""
         last = {lease_id: written.get(lease_id, event_id) for lease_id, event_id in found.items()}
         while last:
             try:

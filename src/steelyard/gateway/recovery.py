@@ -1,17 +1,21 @@
 """After a crash: every attempt that a dead gateway left open gets its event.
 
 What was open is in the outbox, and in the books where a hold was placed in the very last moment.
-What it used, the upstream's own log says; where that knows nothing, nothing is charged.
+What it used, the upstream's own log says; where that knows nothing, nothing is charged. However
+many there are, only a few parts of them are in memory at once.
 """
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import chain, islice
 
 import anyio
 import anyio.to_thread
 import msgspec
 import structlog
+from anyio.streams.memory import MemoryObjectSendStream
 
 from steelyard.billing.books import Books
 from steelyard.billing.settlement_matrix import charged_usage
@@ -21,7 +25,7 @@ from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.closing import charge_for
-from steelyard.gateway.event_draft import close_record, hold_of_attempt, unserved_draft
+from steelyard.gateway.event_draft import close_record, hold_of_attempt, read_opened, unserved_draft
 from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.upstreams.base import (
@@ -40,19 +44,35 @@ from steelyard.timestamp import read_timestamp
 log = structlog.get_logger()
 
 ATTEMPTS_AT_ONCE = 1_000
+PARTS_READ_AHEAD = 1
 LOOK_AGAIN_S = 0.5
 CAUSE = "gateway_crashed"
-
-_opened_decoder = msgspec.json.Decoder(OpenedRecord)
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOpen:
-    """What earlier lives of this gateway left: open attempts, and leases with their last event in
-    the outbox."""
+    """What earlier lives of this gateway left: open attempts, which are read as they are asked for,
+    and leases with their last event in the outbox."""
 
-    holds: Sequence[Hold]
+    count: int
+    holds: Iterator[Hold]
     leases: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """An attempt that was left open."""
+
+    hold: Hold
+    opened: OpenedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some attempts, with what their upstreams know of them."""
+
+    attempts: Sequence[_Attempt]
+    logged: Mapping[str, LoggedAttempt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,60 +91,115 @@ class Recovery:
 
     def find(self) -> LeftOpen:
         """What was left open; call it before the first request, in a thread."""
-        found = {attempt.id: hold_of_attempt(attempt) for attempt in self.outbox.left_open()}
+        outbox = self.outbox
         with self.books.write() as unit:
-            placed = unit.open_holds(source_prefix=self.source_prefix)
-        others = {hold.id: hold for hold in placed if hold.id not in found}
-        # An attempt whose event is in the outbox was closed: the worker will settle it.
-        for closed in self.outbox.events_among(others):
-            del others[closed]
-        return LeftOpen([*found.values(), *others.values()], self.leases.find())
+            placed = unit.open_hold_ids(source_prefix=self.source_prefix)
+        others = set(placed) - outbox.open_among(placed)
+        # An attempt whose event is in the outbox was closed: the worker settles it, or has put it
+        # into quarantine.
+        others -= outbox.events_among(others)
+        only_in_books = self._read_holds(sorted(others))
+        left_open = map(hold_of_attempt, outbox.left_open())
+        count = outbox.figures().open_attempts + len(only_in_books)
+        return LeftOpen(count, chain(left_open, only_in_books), self.leases.find())
+
+    def _read_holds(self, ids: Sequence[str]) -> list[Hold]:
+        if not ids:
+            return []
+        with self.books.write() as unit:
+            found = unit.read_holds(ids)
+        return [found[hold_id] for hold_id in ids if hold_id in found]
 
     async def resolve(self, left: LeftOpen) -> None:
         """Write the events; while the disk fails they wait as every event does."""
-        written: list[Hold] = []
-        for upstream_name, part in _by_upstream(left.holds):
-            logged = await self._logged(upstream_name, [hold.id for hold in part])
-            drafts = [self._draft(hold, logged.get(hold.id)) for hold in part]
-            pending = [self.outbox.append(draft) for draft in drafts]
-            try:
-                await anyio.to_thread.run_sync(_wait_for, pending, abandon_on_cancel=True)
-            except EventLogUnavailable as failure:
-                log.error("holds.not_resolved", reason=str(failure))
-                return
-            written += part
-        if written:
-            log.warning("holds.resolved_after_crash", count=len(written))
-        await self.leases.end(left.leases, written)
-
-    async def _logged(self, upstream_name: str, ids: list[str]) -> Mapping[str, LoggedAttempt]:
-        upstream = next((one for one in self.upstreams if one.name == upstream_name), None)
-        if upstream is None:
-            return {}
-        gives_up_at = anyio.current_time() + self.patience_s
-        while True:
-            try:
-                return await upstream.logged_attempts(ids)
-            except (UpstreamUnavailable, UpstreamFailed) as failure:
-                if anyio.current_time() >= gives_up_at:
-                    log.error("upstream_log.unavailable", upstream=upstream_name, count=len(ids))
-                    return {}
-                log.info("upstream_log.awaited", upstream=upstream_name, reason=str(failure))
-            await anyio.sleep(LOOK_AGAIN_S)
-
-    def _draft(self, hold: Hold, logged: LoggedAttempt | None) -> EventDraft:
-        """The event of an attempt that its gateway could not close."""
-        at = self.clock.now()
-        if logged is None:
-            return unserved_draft(hold, end_cause=CAUSE, at=at)
+        last_events: dict[str, str] = {}
+        count: int | None = None
         try:
-            return self._logged_draft(hold, logged)
+            count = await self._close_all(left.holds, last_events)
+        except* EventLogUnavailable as failures:
+            log.error("holds.not_resolved", reason=str(failures.exceptions[0]))
+        if count is None:
+            return
+        if count:
+            log.warning("holds.resolved_after_crash", count=count)
+        await self.leases.end(left.leases, written=last_events)
+
+    async def _close_all(self, holds: Iterator[Hold], last_events: dict[str, str]) -> int:
+        """One part is written while the upstreams are asked about the next; returns how many."""
+        count = 0
+        send, receive = anyio.create_memory_object_stream[_Part](PARTS_READ_AHEAD)
+        async with anyio.create_task_group() as tasks, receive:
+            tasks.start_soon(self._ask_about, holds, send)
+            before: Sequence[PendingEvent] = ()
+            async for part in receive:
+                pending = await anyio.to_thread.run_sync(self._write, part)
+                last_events.update(
+                    (attempt.hold.lease_id, attempt.hold.id)
+                    for attempt in part.attempts
+                    if attempt.hold.lease_id
+                )
+                await anyio.to_thread.run_sync(_wait_for, before, abandon_on_cancel=True)
+                before = pending
+                count += len(pending)
+            await anyio.to_thread.run_sync(_wait_for, before, abandon_on_cancel=True)
+        return count
+
+    async def _ask_about(self, holds: Iterator[Hold], send: MemoryObjectSendStream[_Part]) -> None:
+        gives_up_at: dict[str, float] = {}
+        async with send:
+            while attempts := await anyio.to_thread.run_sync(_read_some, holds):
+                logged: dict[str, LoggedAttempt] = {}
+                for upstream_name, ids in _by_upstream(attempts).items():
+                    gives_up_at.setdefault(upstream_name, anyio.current_time() + self.patience_s)
+                    logged |= await self._logged(
+                        upstream_name, ids, gives_up_at=gives_up_at[upstream_name]
+                    )
+                await send.send(_Part(attempts, logged))
+
+    async def _logged(
+        self, upstream_name: str, ids: Sequence[str], *, gives_up_at: float
+    ) -> Mapping[str, LoggedAttempt]:
+        known: dict[str, LoggedAttempt] = {}
+        upstream = next((one for one in self.upstreams if one.name == upstream_name), None)
+        while upstream and ids:
+            reason = "still at work"
+            try:
+                logged = await upstream.logged_attempts(ids)
+                known |= logged.known
+                ids = logged.running
+            except (UpstreamUnavailable, UpstreamFailed) as failure:
+                reason = str(failure)
+            if not ids:
+                break
+            if anyio.current_time() >= gives_up_at:
+                log.error("upstream_log.unavailable", upstream=upstream_name, count=len(ids))
+                break
+            log.info("upstream_log.awaited", upstream=upstream_name, reason=reason)
+            await anyio.sleep(LOOK_AGAIN_S)
+        return known
+
+    def _write(self, part: _Part) -> Sequence[PendingEvent]:
+        at = self.clock.now()
+        drafts = [self._draft(one, part.logged.get(one.hold.id), at=at) for one in part.attempts]
+        return [self.outbox.append(draft) for draft in drafts]
+
+    def _draft(
+        self, attempt: _Attempt, logged: LoggedAttempt | None, *, at: datetime
+    ) -> EventDraft:
+        """The event of an attempt that its gateway could not close."""
+        hold = attempt.hold
+        if logged is None:
+            return unserved_draft(hold, attempt.opened, end_cause=CAUSE, at=at)
+        try:
+            return self._logged_draft(attempt, logged, at=at)
         except (SteelyardError, msgspec.ValidationError) as error:
             log.error("upstream_log.unusable", event_id=hold.id, reason=str(error))
-            return unserved_draft(hold, end_cause=CAUSE, at=at)
+            return unserved_draft(hold, attempt.opened, end_cause=CAUSE, at=at)
 
-    def _logged_draft(self, hold: Hold, logged: LoggedAttempt) -> EventDraft:
-        opened = _opened_decoder.decode(hold.opened)
+    def _logged_draft(
+        self, attempt: _Attempt, logged: LoggedAttempt, *, at: datetime
+    ) -> EventDraft:
+        hold, opened = attempt.hold, attempt.opened
         produced = read_upstream_usage(logged.usage) or NO_USAGE
         # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
         delivered = produced if opened.is_streamed and produced.has_output else NO_USAGE
@@ -136,7 +211,6 @@ class Recovery:
         if hold.lease_id is not None and charge.total.picos > hold.amount.picos:
             # It has grown since it was opened; its lease has what it grew by.
             hold = replace(hold, amount=charge.total)
-        at = self.clock.now()
         record = close_record(
             opened,
             hold,
@@ -155,11 +229,13 @@ def _wait_for(pending: Sequence[PendingEvent]) -> None:
         event.done.result()
 
 
-def _by_upstream(holds: Sequence[Hold]) -> Iterator[tuple[str, list[Hold]]]:
-    """Parts of the holds that one upstream can be asked about at once."""
-    grouped: dict[str, list[Hold]] = defaultdict(list)
-    for hold in holds:
-        grouped[_opened_decoder.decode(hold.opened).upstream].append(hold)
-    for upstream_name, group in grouped.items():
-        for start in range(0, len(group), ATTEMPTS_AT_ONCE):
-            yield upstream_name, group[start : start + ATTEMPTS_AT_ONCE]
+def _read_some(holds: Iterator[Hold]) -> list[_Attempt]:
+    return [_Attempt(hold, read_opened(hold)) for hold in islice(holds, ATTEMPTS_AT_ONCE)]
+
+
+def _by_upstream(attempts: Sequence[_Attempt]) -> Mapping[str, list[str]]:
+    """The ids that each upstream can be asked about at once."""
+    grouped: dict[str, list[str]] = defaultdict(list)
+    for attempt in attempts:
+        grouped[attempt.opened.upstream].append(attempt.hold.id)
+    return grouped

@@ -19,12 +19,10 @@ from steelyard.billing.books import (
 )
 from steelyard.billing.event_preparation import PreparedBatch, UsagePath
 from steelyard.billing.hourly_sums import UsageSums
-from steelyard.ledger.hold import Hold
 from steelyard.storage import schema
 from steelyard.storage.bulk import BulkInsert, BulkSum
 from steelyard.storage.chargeback_unit import SqlChargebackUnit
 from steelyard.storage.database import Database
-from steelyard.storage.ledger_unit import hold_of
 from steelyard.storage.quarantine_unit import SqlQuarantineUnit
 from steelyard.storage.re_rating_unit import SqlReRatingUnit
 from steelyard.storage.set_statement import SetStatement
@@ -202,10 +200,10 @@ class SqlBooksUnit(
         except IntegrityError as error:
             raise PositionMoved(f"another worker has begun with the log {log_id}") from error
 
-    def open_holds(self, *, source_prefix: str) -> list[Hold]:
+    def open_hold_ids(self, *, source_prefix: str) -> Sequence[str]:
         table = schema.open_holds
-        query = select(table).where(table.c.source.startswith(source_prefix, autoescape=True))
-        return [hold_of(row) for row in self.connection.execute(query.order_by(table.c.id))]
+        query = select(table.c.id).where(table.c.source.startswith(source_prefix, autoescape=True))
+        return self.connection.execute(query.order_by(table.c.id)).scalars().all()
 
     def _path_id(self, path: UsagePath) -> int:
         """The number of a path, which may be new, or new to us."""

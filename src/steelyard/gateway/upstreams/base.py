@@ -55,6 +55,17 @@ class LoggedAttempt:
     count_source: CountSource
 
 
+@dataclass(frozen=True, slots=True)
+class LoggedAttempts:
+    """What an upstream's own log knows of some attempts; of those that are not in it, nothing.
+
+    Of those that it is still at work on, it can tell later.
+    """
+
+    known: Mapping[str, LoggedAttempt]
+    running: Sequence[str] = ()
+
+
 class UpstreamStream(Protocol):
     """An answer that comes in pieces."""
 
@@ -93,9 +104,9 @@ class Upstream(Protocol):
         UpstreamFailed."""
         ...
 
-    async def logged_attempts(self, request_ids: Sequence[str]) -> Mapping[str, LoggedAttempt]:
+    async def logged_attempts(self, request_ids: Sequence[str]) -> LoggedAttempts:
         """What became of requests whose gateway died, as far as the upstream's own log knows of
-        them. Raises UpstreamUnavailable while it cannot say yet, UpstreamFailed on nonsense."""
+        them. Raises UpstreamUnavailable while it cannot say, UpstreamFailed on nonsense."""
         ...
 
     def stream(

@@ -3,17 +3,15 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Any, Literal
-from urllib.parse import quote
+from typing import Literal
 
 import aiohttp
-import anyio
 import msgspec
 
-from steelyard.errors import Failure
 from steelyard.gateway.event_stream import EventStreamReader, EventTooLong
 from steelyard.gateway.upstreams.base import (
     LoggedAttempt,
+    LoggedAttempts,
     ServedModel,
     UpstreamAnswer,
     UpstreamFailed,
@@ -24,7 +22,7 @@ from steelyard.metering.token_bound import TokenizerFacts
 from steelyard.metering.usage_event import CountSource
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
-LOG_CALLS_MAX = 32
+LOG_PATH = "/requests"
 
 
 class _Tokenizer(msgspec.Struct):
@@ -52,27 +50,55 @@ class _Count(msgspec.Struct):
     count: int
 
 
-class _LoggedAnswer(msgspec.Struct):
+class _LoggedAnswer(msgspec.Struct, gc=False):
     cached_tokens: int = 0
 
 
-class _Logged(msgspec.Struct):
+class _CachedTokens(msgspec.Struct, gc=False):
+    cached_tokens: int
+
+
+class _LoggedUsage(msgspec.Struct, gc=False):
+    """The usage block that the engine would have sent."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: _CachedTokens
+
+
+class _Logged(msgspec.Struct, gc=False):
     """What the engine's request log says of a request."""
 
+    request_id: str
     state: Literal["running", "ended", "lost"]
     prompt_tokens: int
     completion_tokens: int
     answers: list[_LoggedAnswer] = []
 
-    def as_usage(self) -> dict[str, Any]:
+    @property
+    def is_told(self) -> bool:
+        """Not of one that is at work, nor of one that was lost with the engine itself before
+        anything of it was counted."""
+        return self.state != "running" and self.prompt_tokens > 0
+
+    def as_usage(self) -> _LoggedUsage:
         """The same as a usage block; answers to one prompt share what was cached of it."""
-        cached = max((answer.cached_tokens for answer in self.answers), default=0)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": min(cached, self.prompt_tokens)},
-        }
+        cached = max([answer.cached_tokens for answer in self.answers], default=0)
+        return _LoggedUsage(
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.prompt_tokens + self.completion_tokens,
+            _CachedTokens(min(cached, self.prompt_tokens)),
+        )
+
+
+class _LoggedRequests(msgspec.Struct, gc=False):
+    requests: list[_Logged]
+
+
+_encoder = msgspec.json.Encoder()
+_logged_decoder = msgspec.json.Decoder(_LoggedRequests)
 
 
 class OpenAIHttpUpstream:
@@ -136,44 +162,28 @@ class OpenAIHttpUpstream:
         ) as response:
             return await _read(response)
 
-    async def logged_attempts(self, request_ids: Sequence[str]) -> dict[str, LoggedAttempt]:
-        found: dict[str, LoggedAttempt] = {}
-        limiter = anyio.CapacityLimiter(LOG_CALLS_MAX)
-
-        async def look_up(request_id: str) -> None:
-            async with limiter:
-                logged = await self._logged_attempt(request_id)
-            if logged:
-                found[request_id] = logged
-
-        try:
-            async with anyio.create_task_group() as tasks:
-                for request_id in request_ids:
-                    tasks.start_soon(look_up, request_id)
-        except* Failure as failures:
-            raise UpstreamUnavailable(f"{self.name} does not tell what it did") from failures
-        return found
-
-    async def _logged_attempt(self, request_id: str) -> LoggedAttempt | None:
-        path = f"/requests/{quote(request_id, safe='')}"
-        async with self._request("GET", path, None, None) as response:
+    async def logged_attempts(self, request_ids: Sequence[str]) -> LoggedAttempts:
+        body = msgspec.json.encode({"request_ids": request_ids})
+        async with self._request("POST", LOG_PATH, body, None) as response:
             answer = await _read(response)
         if answer.status in {404, 405}:
-            return None
+            # A server that keeps no log knows of nothing.
+            return LoggedAttempts({})
         if answer.status != 200:
-            raise UpstreamUnavailable(f"{self.name} answered {path} with {answer.status}")
+            raise UpstreamUnavailable(f"{self.name} answered {LOG_PATH} with {answer.status}")
         try:
-            logged = msgspec.json.decode(answer.body, type=_Logged)
-        except msgspec.ValidationError as error:
+            logged = _logged_decoder.decode(answer.body).requests
+        except msgspec.DecodeError as error:
             raise UpstreamFailed(
-                f"{self.name} tells of a request in a way we cannot read"
+                f"{self.name} tells of requests in a way we cannot read"
             ) from error
-        if logged.state == "running":
-            raise UpstreamUnavailable(f"{self.name} is still at work on {request_id}")
-        if not logged.prompt_tokens:
-            # It was lost with the engine itself, before anything of it was counted.
-            return None
-        return LoggedAttempt(msgspec.json.encode(logged.as_usage()), self.count_source)
+        return LoggedAttempts(
+            {one.request_id: self._logged(one) for one in logged if one.is_told},
+            [one.request_id for one in logged if one.state == "running"],
+        )
+
+    def _logged(self, logged: "_Logged") -> LoggedAttempt:
+        return LoggedAttempt(_encoder.encode(logged.as_usage()), self.count_source)
 
     @asynccontextmanager
     async def stream(

@@ -12,6 +12,7 @@ import msgspec
 from steelyard.gateway.event_stream import EventStreamReader
 from steelyard.gateway.upstreams.base import (
     LoggedAttempt,
+    LoggedAttempts,
     ServedModel,
     UpstreamAnswer,
     UpstreamFailed,
@@ -79,6 +80,7 @@ class ScriptedUpstream:
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     cancelled_count: int = 0
     logged: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
+    running: set[str] = field(default_factory=set[str])
 
     async def models(self) -> list[ServedModel]:
         self._check_presence()
@@ -90,13 +92,14 @@ class ScriptedUpstream:
         self._check_presence()
         return self.script.prompt_tokens
 
-    async def logged_attempts(self, request_ids: Sequence[str]) -> dict[str, LoggedAttempt]:
+    async def logged_attempts(self, request_ids: Sequence[str]) -> LoggedAttempts:
         self._check_presence()
-        return {
+        known = {
             request_id: LoggedAttempt(msgspec.json.encode(self.logged[request_id]), "provider")
             for request_id in request_ids
             if request_id in self.logged
         }
+        return LoggedAttempts(known, [one for one in request_ids if one in self.running])
 
     async def answer(
         self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
