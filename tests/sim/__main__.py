@@ -3,9 +3,8 @@
 import argparse
 import sys
 import time
-from dataclasses import replace
 
-from tests.sim.bugs import BUGS
+from tests.sim.bugs import BUGS, draw_plan
 from tests.sim.history import Outcome, run_history
 from tests.sim.plan import Plan
 
@@ -23,7 +22,7 @@ def main() -> int:
         victim, transport, step = given.kill.split(":")
         return _show(run_history(Plan.with_kill(victim, transport, int(step))))
     if given.seed is not None:
-        return _show(run_history(replace(Plan.drawn(given.seed), bug=given.bug)))
+        return _show(run_history(draw_plan(given.seed, bug=given.bug)))
     return _run_many(range(given.first, given.first + given.seeds), given.bug)
 
 
@@ -37,7 +36,7 @@ def _run_many(seeds: range, bug: str | None) -> int:
     begun = time.perf_counter()
     failed = attempts = answered = 0
     for seed in seeds:
-        outcome = run_history(replace(Plan.drawn(seed), bug=bug))
+        outcome = run_history(draw_plan(seed, bug=bug))
         attempts += outcome.attempts
         answered += outcome.answered
         if outcome.problems:

@@ -4,7 +4,7 @@ Each breaks one rule of the product and leaves the rest as it is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from steelyard.ledger.transaction import Transaction
 from steelyard.storage import schema
 from steelyard.storage.books import SqlBooksUnit
 from tests.sim.faulty_books import FaultyBooks
+from tests.sim.plan import Faults, Plan
 
 Patch = pytest.MonkeyPatch
 
@@ -97,12 +98,43 @@ def _write_as_zombie(patch: Patch) -> None:
     patch.setattr(FaultyBooks, "unit_class", NeverRefusesZombies)
 
 
-BUGS: Final[Mapping[str, Callable[[Patch], None]]] = MappingProxyType(
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """How a rule is broken, and what makes it likely that somebody is hurt by that."""
+
+    switch_on: Callable[[Patch], None]
+    provoke: Callable[[Plan], Plan]
+
+
+def _as_drawn(plan: Plan) -> Plan:
+    return plan
+
+
+def _with_failing_books(plan: Plan) -> Plan:
+    return replace(plan, faults=replace(plan.faults, books_refuse=0.1))
+
+
+def _with_torn_writes(plan: Plan) -> Plan:
+    """In the middle of writes, and without leases."""
+    return replace(plan, faults=replace(plan.faults, disk_tears=0.15), lease_ttl_s=0.0)
+
+
+def _with_used_up_leases(plan: Plan) -> Plan:
+    return replace(plan.as_rush(), gateways=1, faults=Faults())
+
+
+BUGS: Final[Mapping[str, Bug]] = MappingProxyType(
     {
-        "double post": _post_twice,
-        "leaked hold": _leak_holds,
-        "lost close": _lose_closes,
-        "lease over-grant": _over_grant,
-        "zombie write": _write_as_zombie,
+        "double post": Bug(_post_twice, _with_failing_books),
+        "leaked hold": Bug(_leak_holds, _with_torn_writes),
+        "lost close": Bug(_lose_closes, _with_torn_writes),
+        "lease over-grant": Bug(_over_grant, _with_used_up_leases),
+        "zombie write": Bug(_write_as_zombie, _as_drawn),
     }
 )
+
+
+def draw_plan(seed: int, *, bug: str | None = None) -> Plan:
+    """What a seed decides; with a bug, a world in which it shows sooner."""
+    plan = Plan.drawn(seed)
+    return plan if bug is None else replace(BUGS[bug].provoke(plan), bug=bug)

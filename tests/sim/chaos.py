@@ -87,7 +87,9 @@ class Chaos:
     async def _slow_disk(self) -> None:
         gateway = self.universe.chance.choice(self.gateways)
         if gateway.life is not None:
-            gateway.life.queue_s = self.universe.chance.choice((0.004, 1.0, 8.0))
+            gateway.life.queue_s = self.universe.chance.choice(
+                (self.universe.plan.commit_s, 1.0, 8.0)
+            )
             self.universe.note("disk.slow", name=gateway.name, seconds=gateway.life.queue_s)
 
     async def _take_books(self) -> None:

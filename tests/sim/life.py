@@ -18,7 +18,12 @@ class Life:
     """From the start of a process to its end. What it knows only in memory goes with it."""
 
     def __init__(
-        self, name: str, *, chance: Random, on_trouble: "Callable[[Life, BaseException], None]"
+        self,
+        name: str,
+        *,
+        chance: Random,
+        queue_s: float,
+        on_trouble: "Callable[[Life, BaseException], None]",
     ) -> None:
         self.name = name
         self._on_trouble = on_trouble
@@ -31,7 +36,7 @@ class Life:
         self.at_death: list[Callable[[], None]] = []
         # How long a batch of a queue, and a call in a thread, take at most.
         self.is_disk_full = False
-        self.queue_s, self.thread_s = 0.004, 0.002
+        self.queue_s, self.thread_s = queue_s, 0.002
 
     def start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Begin a task of this life."""

@@ -68,6 +68,8 @@ class Plan:
     token_budget: int | None = None
     outbox_bytes_max: int = 1_000_000
     batch_max: int = 10
+    # The longest that a commit of an outbox, or of the hold desk, waits for its turn.
+    commit_s: float = 0.004
     faults: Faults = field(default_factory=Faults)
     # Which rule of the product is broken on purpose; a name in `bugs.py`.
     bug: str | None = None
@@ -92,6 +94,7 @@ class Plan:
             token_budget=chance.choice((None, None, 2_000, 20_000)),
             outbox_bytes_max=chance.choice((60_000, 200_000, 1_000_000)),
             batch_max=chance.choice((1, 3, 20)),
+            commit_s=chance.choice((0.004, 0.004, 0.2)),
             faults=Faults.drawn(chance),
         )
         return plan.as_rush() if chance.random() < RUSHES else plan

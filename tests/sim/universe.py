@@ -65,7 +65,9 @@ class Universe:
         self.problems.extend(self.funds.problems())
 
     def new_life(self, name: str) -> Life:
-        return Life(name, chance=self.chance, on_trouble=self.note_trouble)
+        return Life(
+            name, chance=self.chance, queue_s=self.plan.commit_s, on_trouble=self.note_trouble
+        )
 
     def note_trouble(self, life: Life, error: BaseException) -> None:
         self.trace.extend(traceback.format_exception(error))

@@ -37,7 +37,7 @@ def virtual_world(universe: Universe) -> Generator[None]:
     patch.setattr(anyio.to_thread, "run_sync", run_in_thread)
     patch.setattr(ids, "uuid7", universe.next_id)
     if universe.plan.bug is not None:
-        BUGS[universe.plan.bug](patch)
+        BUGS[universe.plan.bug].switch_on(patch)
     before = structlog.get_config()
     structlog.configure(processors=[_tracer(universe)], wrapper_class=structlog.BoundLogger)
     try:
