@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from steelyard.billing.event_rating import EventNotRateable, priced_among, rate_record
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS
@@ -111,39 +111,72 @@ class RatingCheck:
         return total if total == stated else f"{total}, stated as {stated}"
 
 
+class _Link(NamedTuple):
+    """An event in the chain of its source: the hash that it names, and its own."""
+
+    event_id: str
+    previous_hash: str
+    content_hash: str
+
+
 class ChainCheck:
-    """I7: no source has a gap. A log may bring the events of a source in any order."""
+    """I7: no source has a gap. A log may bring the events of a source in any order.
+
+    An event in quarantine moved no money, and is a link of the chain all the same.
+    """
 
     def __init__(self) -> None:
         self._check = Check("I7", "no source has a gap; every event names the hash before it")
         # By source: the last sequence of the chain so far, and its hash.
         self._ends: dict[str, tuple[int, str]] = defaultdict(lambda: (0, FIRST_PREVIOUS_HASH))
         # Those that came before one that they follow: a few, or a gap.
-        self._early: dict[str, dict[int, tuple[str, str, str]]] = defaultdict(dict)
+        self._early: dict[str, dict[int, _Link]] = defaultdict(dict)
+        # What a record in quarantine says of its place may be a lie: it fits, or it is passed over.
+        self._set_aside: dict[tuple[str, int], list[_Link]] = defaultdict(list)
 
     def see(self, event: ReplayedEvent) -> None:
         source, sequence = event.row.source, event.row.sequence
-        link = event.row.id, event.said.previoushash, event.content_hash.hex()
-        early = self._early[source]
-        early[sequence] = link
-        last, end = self._ends[source]
-        while last + 1 in early:
-            event_id, previous, content_hash = early.pop(last + 1)
-            self._check.expect(
-                previous == end,
-                lambda i=event_id: f"event {i} does not follow the one before it",
-            )
-            last, end = last + 1, content_hash
-        self._ends[source] = last, end
+        link = _Link(event.row.id, event.said.previoushash, event.content_hash.hex())
+        self._early[source][sequence] = link
+        self._go_on(source)
+
+    def see_set_aside(self, said: UsageEvent, content_hash: bytes) -> None:
+        """A record that is in quarantine."""
+        if said.sequence.isascii() and said.sequence.isdigit():
+            link = _Link(said.id, said.previoushash, content_hash.hex())
+            self._set_aside[said.source, int(said.sequence)].append(link)
 
     def finish(self) -> Check:
         for source, early in self._early.items():
+            while early and self._pass_over(source):
+                self._go_on(source)
             expected, found = self._ends[source][0] + 1, min(early, default=0)
             self._check.expect(
                 not early,
                 lambda s=source, f=found, e=expected: f"{s}: found {f}, expected {e}",
             )
         return self._check
+
+    def _go_on(self, source: str) -> None:
+        early = self._early[source]
+        last, end = self._ends[source]
+        while last + 1 in early:
+            link = early.pop(last + 1)
+            self._check.expect(
+                link.previous_hash == end,
+                lambda i=link.event_id: f"event {i} does not follow the one before it",
+            )
+            last, end = last + 1, link.content_hash
+        self._ends[source] = last, end
+
+    def _pass_over(self, source: str) -> bool:
+        """Whether the next link of the chain is in quarantine."""
+        last, end = self._ends[source]
+        for link in self._set_aside[source, last + 1]:
+            if link.previous_hash == end:
+                self._ends[source] = last + 1, link.content_hash
+                return True
+        return False
 
 
 class CountCheck:

@@ -36,6 +36,10 @@ class LogCheck:
         )
         self._ends[segment.log_id] = segment.first_position + len(segment.bodies) - 1
 
+    def is_set_aside(self, content_hash: bytes) -> bool:
+        """Whether a record with this content is in quarantine."""
+        return content_hash in self._quarantined
+
     def see_record(
         self, segment: SegmentRow, place: int, content_hash: bytes, row: EventRow | None
     ) -> bool:

@@ -151,11 +151,11 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
         invoices.see_transaction(transaction)
         notes.see_transaction(transaction)
     documents = audit.price_documents()
-    hours, budgets = HourCheck(), BudgetCheck(decisions)
+    hours, budgets, chain = HourCheck(), BudgetCheck(decisions), ChainCheck()
     checks: list[EventCheck] = [
         RowCheck(audit.period_ends()),
         RatingCheck(documents),
-        ChainCheck(),
+        chain,
         CountCheck(documents),
         hours,
         budgets,
@@ -165,7 +165,7 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
     effects = EffectCheck()
     for segment in audit.segments():
         log.see_segment(segment)
-        events = _match(segment, audit, log)
+        events = _match(segment, audit, log, chain)
         for event in events:
             replay.see(event)
             for check in checks:
@@ -193,7 +193,9 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
     ]
 
 
-def _match(segment: SegmentRow, audit: Audit, log: LogCheck) -> list[ReplayedEvent]:
+def _match(
+    segment: SegmentRow, audit: Audit, log: LogCheck, chain: ChainCheck
+) -> list[ReplayedEvent]:
     """The events of a segment, each beside the row that it made."""
     decoded = [try_decode(body) for body in segment.bodies]
     rows = audit.event_rows({event.id for event in decoded if event})
@@ -201,7 +203,10 @@ def _match(segment: SegmentRow, audit: Audit, log: LogCheck) -> list[ReplayedEve
     for place, (body, event) in enumerate(zip(segment.bodies, decoded, strict=True)):
         content_hash = hashlib.sha256(body).digest()
         row = rows.get(event.id) if event else None
-        if not log.see_record(segment, place, content_hash, row) or row is None or event is None:
+        is_booked = log.see_record(segment, place, content_hash, row)
+        if event and not is_booked and log.is_set_aside(content_hash):
+            chain.see_set_aside(event, content_hash)
+        if not is_booked or row is None or event is None:
             continue
         if log.see_text(row, is_readable=is_readable(row)):
             events.append(ReplayedEvent(row, event, content_hash))

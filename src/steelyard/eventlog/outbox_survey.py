@@ -77,9 +77,15 @@ def records_of_lease(path: Path, lease_id: str) -> LeaseRecords:
 
 def outbox_of(folder: Path, source: str) -> Path | None:
     """The outbox of the gateway with this source, if it is in this folder."""
-    *_, name, _boot = source.split(":")
+    name = gateway_of(source)
     path = folder / f"{name}.outbox"
-    return path if path.is_dir() else None
+    return path if name and path.is_dir() else None
+
+
+def gateway_of(source: str) -> str | None:
+    """The name of the gateway in its source; None where that is another's."""
+    *prefix, name, _boot = ["", "", *source.split(":")]
+    return name if prefix[-3:] == ["urn", "steelyard", "gateway"] else None
 
 
 @contextmanager

@@ -18,7 +18,12 @@ from steelyard.billing.lease_ending import (
 )
 from steelyard.entrypoints.cli.funds import ReasonOption, command_of
 from steelyard.entrypoints.cli.output import JsonFlag, show, show_rows, stores_opened
-from steelyard.eventlog.outbox_survey import gateway_kept_away, outbox_of, records_of_lease
+from steelyard.eventlog.outbox_survey import (
+    gateway_kept_away,
+    gateway_of,
+    outbox_of,
+    records_of_lease,
+)
 from steelyard.ledger.lease import Lease
 from steelyard.money import write_decimal
 from steelyard.settings import read_settings
@@ -101,7 +106,7 @@ def _proved_silent(
 def _lease(lease: Lease, stores: Stores) -> dict[str, Any]:
     return {
         "id": lease.id,
-        "gateway": lease.source.split(":")[-2] if lease.source.count(":") > 1 else lease.source,
+        "gateway": gateway_of(lease.source) or lease.source,
         "source": lease.source,
         "organisation_id": lease.organisation_id,
         "payer_id": lease.payer_id,

@@ -1,12 +1,16 @@
 """`steelyard usage | statement | verify`: what was used, what it cost, and whether it is right."""
 
+from collections.abc import Collection
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from steelyard.billing.flight_checks import check_flight
 from steelyard.billing.statement import Movements, Period, Statement, make_statement
 from steelyard.billing.verification import Check, verify_books
 from steelyard.entrypoints.cli.output import (
@@ -19,8 +23,10 @@ from steelyard.entrypoints.cli.output import (
     stores_opened,
 )
 from steelyard.entrypoints.cli.places import TenantArgument, find_tenant
+from steelyard.eventlog.outbox_survey import attempts_among, outbox_of
 from steelyard.metering.usage_event import decode_event
 from steelyard.money import write_decimal
+from steelyard.settings import read_settings
 from steelyard.storage.reports import RecentEvent
 from steelyard.timestamp import read_timestamp, write_timestamp
 
@@ -103,12 +109,20 @@ def verify(json: JsonFlag = False) -> None:
     with stores_opened() as stores, stores.audit.snapshot() as snapshot, _progress() as bar:
         task = bar.add_task("replaying the log", total=snapshot.record_count())
         checks = verify_books(snapshot, progress=lambda count: bar.advance(task, count))
+    with stores_opened() as stores:
+        find = partial(_find_attempts, read_settings().outbox_dir)
+        checks.append(check_flight(stores.books, find, at=stores.clock.now()))
     if json:
         print_json({"holds": all(c.holds for c in checks), "checks": [_check(c) for c in checks]})
     else:
         _print_checks(checks)
     if not all(check.holds for check in checks):
         raise typer.Exit(EXIT_DIFFERENCES)
+
+
+def _find_attempts(folder: Path, source: str, attempt_ids: Collection[str]) -> set[str] | None:
+    path = outbox_of(folder, source)
+    return attempts_among(path, attempt_ids) if path else None
 
 
 def _progress() -> Progress:
