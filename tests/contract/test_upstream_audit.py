@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 from typer.testing import CliRunner
 
@@ -20,6 +21,7 @@ from steelyard.counting.recounting import recount
 from steelyard.counting.registry import OpenedTokenizer
 from steelyard.entrypoints.cli.main import application
 from steelyard.entrypoints.recount_collector import EVENTS_MIN, RecountCollector
+from steelyard.entrypoints.worker_metrics import WorkerMetrics
 from steelyard.eventlog.recount_log import RecountLog
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.metering.recount import RecountJob, RecountRecord, drift_ppm, is_sampled
@@ -252,6 +254,55 @@ def test_a_drift_beyond_the_threshold_is_said_aloud_once(audited: Audited) -> No
     alerts = [entry for entry in logs if entry["event"] == "audit.drift_exceeded"]
     assert [(entry["side"], entry["events"]) for entry in alerts] == [("input", EVENTS_MIN)]
     assert alerts[0]["reported_tokens"] == 1_240 * EVENTS_MIN
+
+
+def test_prometheus_sees_the_drift_of_each_side_and_what_passes_the_threshold(
+    audited: Audited,
+) -> None:
+    metrics = WorkerMetrics()
+    metrics.audited = audited.collector
+    before = _audit_samples(metrics)
+    audited.world.upstream.script.prompt_tokens = 1_240
+    audited.counted(EVENTS_MIN)
+    audited.close()
+    right = audited.recounter.counter.count_messages(QUESTION).tokens
+
+    audited.collector.collect()
+
+    found = _audit_samples(metrics)
+    assert before == {}
+    assert found["drift_ratio", "input"] == pytest.approx(1_240 / right - 1, abs=1e-6)
+    assert found["drift_ratio", "output"] == 0
+    assert (found["drift_exceeded", "input"], found["drift_exceeded", "output"]) == (1, 0)
+    assert (found["events", "recounted"], found["events", "dropped"]) == (EVENTS_MIN, 0)
+
+
+def test_what_is_older_than_a_day_leaves_the_metric(audited: Audited) -> None:
+    metrics = WorkerMetrics()
+    metrics.audited = audited.collector
+    audited.counted(1)
+    audited.close()
+    audited.collector.collect()
+    assert _audit_samples(metrics)["events", "recounted"] == 1
+
+    audited.world.clock.advance(seconds=25 * 3600)
+    audited.collector.collect()
+
+    assert _audit_samples(metrics) == {}
+
+
+def _audit_samples(metrics: WorkerMetrics) -> dict[tuple[str, str], float]:
+    """The audit's samples by name and by side or outcome."""
+    families = text_string_to_metric_families(metrics.expose().decode())
+    return {
+        (
+            sample.name.removeprefix("steelyard_audit_"),
+            sample.labels.get("side") or sample.labels["outcome"],
+        ): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name.startswith("steelyard_audit_")
+    }
 
 
 def test_the_report_says_what_was_said_and_what_was_counted(

@@ -22,6 +22,7 @@ from steelyard.errors import SteelyardError
 from steelyard.metering.usage import METERS
 from steelyard.metering.usage_event import UsageEvent, UsageRecord
 from steelyard.settings import Settings
+from steelyard.storage.recount_store import SideSums, UpstreamDrift
 from tests.world import World
 
 REPOSITORY = Path(__file__).parents[2]
@@ -109,12 +110,22 @@ def test_every_command_is_documented_with_an_example_of_its_own() -> None:
     assert without == set()
 
 
+class Drifting:
+    """An audit that has found something to tell."""
+
+    drifts = (UpstreamDrift("up", "model", 1, 0, 0, 0, SideSums(1, 9, 8), SideSums(1, 5, 5)),)
+
+    def exceeds(self, sums: SideSums) -> bool:
+        return sums.drift_ppm > 0
+
+
 def test_every_metric_of_the_worker_is_documented_with_its_kind_and_labels() -> None:
     rows = _rows_of(_section(REFERENCE / "metrics.md", "Worker"))
     metrics = WorkerMetrics()
     balances = {("held", "USD"): 1}
     metrics.reconciled = lambda: replace(NOTHING_SEEN, balances=balances)
     metrics.logs = {"a log": LogStanding(1, 2)}
+    metrics.audited = Drifting()
 
     documented = {name: (cells[0], cells[1]) for name, cells in rows}
 

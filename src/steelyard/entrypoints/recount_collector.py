@@ -1,5 +1,6 @@
 """Brings what gateways recounted into the books, and says aloud when an upstream drifts."""
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,8 @@ log = structlog.get_logger()
 
 RECORDS_AT_ONCE: Final = 1_000
 EVERY: Final = timedelta(seconds=1)
+# How old what is told of the last day may be while nothing new comes.
+DRIFTS_EVERY: Final = timedelta(minutes=1)
 WINDOW: Final = timedelta(days=1)
 # Fewer events say little: one odd answer would be an alert.
 EVENTS_MIN: Final = 20
@@ -35,6 +38,8 @@ class RecountCollector:
         self._clock = clock
         self._readers: dict[Path, RecountLogReader] = {}
         self._looked_at: datetime | None = None
+        self.drifts: Sequence[UpstreamDrift] = ()
+        self._drifts_of: datetime | None = None
         self._alerted: dict[tuple[str, str, str], datetime] = {}
 
     def collect_if_due(self) -> None:
@@ -53,8 +58,11 @@ class RecountCollector:
                 except RecountLogUnavailable as failure:
                     log.debug("recount_log.not_ready", path=str(path), reason=str(failure))
         fresh = sum(self._collect_from(path) for path in list(self._readers))
-        if fresh:
-            self._alert()
+        now = self._clock.now()
+        if fresh or self._drifts_of is None or now - self._drifts_of >= DRIFTS_EVERY:
+            self._drifts_of = now
+            self.drifts = self._store.drifts(start=now - WINDOW, end=now + timedelta(seconds=1))
+            self._alert(now)
         return fresh
 
     def close(self) -> None:
@@ -73,14 +81,17 @@ class RecountCollector:
             self._readers.pop(path).close()
         return fresh
 
-    def _alert(self) -> None:
+    def exceeds(self, sums: SideSums) -> bool:
+        """Whether a side of what is told drifts further than is put up with."""
+        return exceeds(sums, drift_ppm_max=self._drift_ppm_max)
+
+    def _alert(self, now: datetime) -> None:
         """Once a day for each side of each model that drifts further than is put up with."""
-        now = self._clock.now()
-        for drift in self._store.drifts(start=now - WINDOW, end=now + timedelta(seconds=1)):
+        for drift in self.drifts:
             for side, sums in (("input", drift.input), ("output", drift.output)):
                 key = (drift.upstream, drift.model, side)
                 is_quiet = key in self._alerted and now - self._alerted[key] < WINDOW
-                if exceeds(sums, drift_ppm_max=self._drift_ppm_max) and not is_quiet:
+                if self.exceeds(sums) and not is_quiet:
                     self._alerted[key] = now
                     _say(drift, side, sums)
 

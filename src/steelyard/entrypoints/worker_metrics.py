@@ -4,10 +4,10 @@ Counts are gathered as batches are settled. What the books say comes from the la
 reconciliation, so that a scrape asks no database.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from steelyard.billing.event_preparation import PreparedBatch
 from steelyard.billing.reconciliation import NOTHING_SEEN, Reconciled
+from steelyard.storage.recount_store import SideSums, UpstreamDrift
 from steelyard.timestamp import read_timestamp
 
 OUTCOMES: Final = ("settled", "suspended", "quarantined", "repeated")
@@ -29,6 +30,17 @@ class LogStanding:
     newest: int | None
 
 
+class Audited(Protocol):
+    """What the upstream audit has found over the last day."""
+
+    @property
+    def drifts(self) -> Sequence[UpstreamDrift]: ...
+
+    def exceeds(self, sums: SideSums) -> bool:
+        """Whether a side drifts further than is put up with."""
+        ...
+
+
 class WorkerMetrics(Collector):
     """Gathers, and tells in Prometheus' text form."""
 
@@ -36,6 +48,7 @@ class WorkerMetrics(Collector):
         self.reconciled: Callable[[], Reconciled] = lambda: NOTHING_SEEN
         self.logs: Mapping[str, LogStanding] = {}
         self.reconciliation_failures = 0
+        self.audited: Audited | None = None
         self.registry = CollectorRegistry()
         self.registry.register(self)
         self._events = Counter(
@@ -89,6 +102,7 @@ class WorkerMetrics(Collector):
         )
         yield from _looking(found, self.reconciliation_failures)
         yield from _standing(self.logs)
+        yield from _drifting(self.audited)
         balances = GaugeMetricFamily(
             "steelyard_balance_picos",
             "Balances of all ledger accounts of a kind.",
@@ -139,6 +153,35 @@ def _standing(logs: Mapping[str, LogStanding]) -> Iterator[GaugeMetricFamily]:
             if one.newest is not None
         },
     )
+
+
+def _drifting(audited: Audited | None) -> Iterator[GaugeMetricFamily]:
+    """What upstreams reported beside what their own tokenizers say."""
+    sides = ["upstream", "model", "side"]
+    ratio = GaugeMetricFamily(
+        "steelyard_audit_drift_ratio",
+        "How much more an upstream reported than was recounted, over a day; 0.01 is one per cent.",
+        labels=sides,
+    )
+    exceeded = GaugeMetricFamily(
+        "steelyard_audit_drift_exceeded",
+        "1 where that is further than is put up with.",
+        labels=sides,
+    )
+    events = GaugeMetricFamily(
+        "steelyard_audit_events",
+        "Sampled events of a day, by what became of their recount.",
+        labels=["upstream", "model", "outcome"],
+    )
+    for drift in audited.drifts if audited else ():
+        of = [drift.upstream, drift.model]
+        for side, sums in (("input", drift.input), ("output", drift.output)):
+            ratio.add_metric([*of, side], sums.drift_ppm / 1_000_000)
+            exceeded.add_metric([*of, side], float(audited is not None and audited.exceeds(sums)))
+        events.add_metric([*of, "recounted"], drift.recounted)
+        events.add_metric([*of, "uncountable"], drift.uncountable)
+        events.add_metric([*of, "dropped"], drift.dropped)
+    yield from (ratio, exceeded, events)
 
 
 def _by_label(name: str, meaning: str, label: str, values: Mapping[str, int]) -> GaugeMetricFamily:

@@ -69,6 +69,7 @@ def run_worker(settings: Settings) -> None:
         drift_ppm_max=settings.audit_drift_ppm_max,
         clock=stores.clock,
     )
+    metrics.audited = recounts
     sweep = Sweep(stores, every_s=settings.sweep_s, hold_ttl_s=settings.hold_ttl_s)
     log.info("worker.started")
     serving = metrics_served(
