@@ -139,6 +139,20 @@ class Settings(BaseSettings):
         description="longest answer in tokens that a client may ask for, where no limit says more; "
         "default: the model's context",
     )
+    gateway_count: int = Field(
+        default=1,
+        ge=1,
+        description="gateways that share these books; where they cannot count limits together, "
+        "each allows its share",
+    )
+    valkey_url: str | None = Field(
+        default=None,
+        description="Valkey or Redis in which gateways count limits together, as "
+        "redis://127.0.0.1:6379/0; default: each counts for itself",
+    )
+    valkey_timeout_s: float = Field(
+        default=0.5, gt=0, le=60, description="longest wait for Valkey, in seconds"
+    )
     trusted_proxies: str | None = Field(
         default=None,
         description="addresses of proxies whose X-Forwarded-For is believed, as 10.0.0.0/8,::1; "
@@ -233,7 +247,7 @@ class Settings(BaseSettings):
         default=1000, ge=1, description="most connections to an upstream"
     )
     refresh_s: float = Field(
-        default=0.5,
+        default=0.25,
         gt=0,
         le=60,
         description="how often keys and prices are looked at again, in seconds",

@@ -122,11 +122,13 @@ class _Window:
         self.at_once += 1
         return tick
 
-    def end(self, tick: _Tick, too_many_tokens: int) -> None:
+    def end(self, tick: _Tick, too_many_tokens: int, *, too_many: int = 0) -> None:
         self.at_once -= 1
         if not tick.is_over:
             tick.tokens -= too_many_tokens
             self.tokens -= too_many_tokens
+            tick.requests -= too_many
+            self.requests -= too_many
 
     def wait_s(self, kind: Literal["requests", "tokens"], excess: int, *, now: int) -> float:
         """How long until so much of what is counted is older than a minute."""
@@ -154,6 +156,12 @@ class LocalCounted:
         too_many = 0 if tokens is None else self.tokens - tokens
         for window, tick in self._entries:
             window.end(tick, too_many)
+        self._entries = ()
+
+    def withdraw(self) -> None:
+        """It was refused elsewhere: it has never been counted."""
+        for window, tick in self._entries:
+            window.end(tick, self.tokens, too_many=1)
         self._entries = ()
 
 

@@ -1,6 +1,5 @@
 """Builds the gateway from its parts."""
 
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -9,9 +8,9 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from steelyard.access.rate_limit import LocalCounts
 from steelyard.access.store import AccessStore
 from steelyard.app.disconnect_setting import read_policies
+from steelyard.app.limit_counts import open_counts
 from steelyard.app.stores import Stores, open_stores
 from steelyard.clock import Clock
 from steelyard.counting.counting_process import CountingProcess
@@ -74,6 +73,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     limits = _limit_directory(settings, stores.access)
     prices = _price_directory(settings, stores)
     catalog = ModelCatalog([engine])
+    counting = open_counts(settings)
     recovery = Recovery(
         books=stores.books,
         leases=LeaseRecovery(holding.lease_desk, outbox, stores.clock, source_prefix),
@@ -88,7 +88,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
         catalog=catalog,
         prices=prices,
         limits=limits,
-        counts=LocalCounts(time.monotonic),
+        counts=counting.counts,
         holding=holding,
         outbox=outbox,
         clock=stores.clock,
@@ -105,9 +105,11 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     for snapshot in snapshots:
         await snapshot.refresh()
     watches = [snapshot.watch for snapshot in snapshots]
+    watches += [catalog.watch, watch_pruning, holding.keeper.keep, counting.keep]
     async with engine, anyio.create_task_group() as tasks:
-        for watch in (*watches, catalog.watch, watch_pruning, holding.keeper.keep):
+        for watch in watches:
             tasks.start_soon(watch)
+        await counting.ready()
         tasks.start_soon(recovery.resolve, left_open)
         yield GatewayParts(
             Gateway(admission, outbox, stores.clock, audit),

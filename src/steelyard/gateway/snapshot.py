@@ -23,6 +23,7 @@ class Snapshot(Generic[T]):
     every_s: float
     _copy: T | None = None
     _revision: int | None = None
+    _begun: int = 0
     _lock: anyio.Lock = field(default_factory=anyio.Lock)
 
     @property
@@ -32,8 +33,12 @@ class Snapshot(Generic[T]):
 
     async def refresh(self) -> None:
         """Read again if something has changed; callers that come together share one look."""
+        begun = self._begun
         async with self._lock:
-            await anyio.to_thread.run_sync(self._refresh)
+            # Whoever had the lock meanwhile has looked after this call began.
+            if self._begun == begun:
+                self._begun += 1
+                await anyio.to_thread.run_sync(self._refresh)
 
     async def watch(self) -> None:
         """Refresh for ever; while the books are away the last copy stays in use."""
