@@ -132,6 +132,18 @@ def test_every_event_is_read_once_in_the_order_of_its_organisation(transport: Tr
         assert own == written[number::5]
 
 
+def test_the_newest_position_is_that_of_the_last_record(transport: Transport) -> None:
+    transport.write(20, organisations=("a", "b", "c"))
+    logs = transport.logs()
+
+    found = read_all(logs, 20, after={})
+
+    newest = {reader.log_id: reader.newest() or 0 for reader in logs.readers()}
+    assert {log_id: records[-1].position for log_id, records in found.items()} == {
+        log_id: position for log_id, position in newest.items() if position
+    }
+
+
 def test_positions_have_no_gap_and_begin_with_one(transport: Transport) -> None:
     transport.write(40, organisations=("a", "b", "c"))
 

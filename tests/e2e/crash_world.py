@@ -23,6 +23,7 @@ from steelyard.app.stores import Stores, open_stores
 from steelyard.billing.commands import new_command
 from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.billing.open_holds import list_open_holds
+from steelyard.billing.reconciliation import Reconciliation
 from steelyard.billing.top_up import add_credit
 from steelyard.billing.verification import verify_books
 from steelyard.ids import new_id
@@ -32,6 +33,7 @@ from steelyard.pricing.price_book import publishable_version
 from steelyard.pricing.price_book_yaml import read_price_book
 from steelyard.settings import read_settings
 from steelyard.storage.database import BooksUnavailable
+from steelyard.storage.reconciliation import SqlReconciliation
 from tests.e2e.product import wait_until
 from tests.e2e.scripted_upstream import Made, read_made
 from tests.postgres_server import free_port
@@ -128,7 +130,11 @@ class CrashWorld:
 
     def differences(self) -> list[str]:
         with self.stores.audit.snapshot() as snapshot:
-            return [text for check in verify_books(snapshot) for text in check.differences]
+            found = [text for check in verify_books(snapshot) for text in check.differences]
+        reconciliation = Reconciliation(SqlReconciliation(self.stores.database).snapshot)
+        looks = [reconciliation.look(is_deep=True) for _ in range(2)][-1]
+        wrong = {name: n for name, n in (*looks.picos.items(), *looks.records.items()) if n}
+        return [*found, *(f"reconciliation finds {wrong}" for _ in range(bool(wrong)))]
 
     def stop(self) -> None:
         running = [process for process in self.processes.values() if process.poll() is None]

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from steelyard.billing.reconciliation import Reconciliation
 from steelyard.billing.verification import verify_books
 from steelyard.metering.usage_event import UsageEvent, decode_event
 from steelyard.money import read_decimal
+from steelyard.storage.reconciliation import SqlReconciliation
 from tests.sim.caller import Told
 from tests.sim.engine import Made
 from tests.sim.universe import Universe
@@ -35,6 +37,7 @@ def final_problems(
     charged = sum(_cost(event) for event in events.values())
     return [
         *(f"{c.invariant}: {difference}" for c in checks for difference in c.differences),
+        *_unexplained(universe),
         *(f"{suspended} events are suspended" for _ in range(bool(suspended))),
         *(f"{picos} picos stand on {one}" for one, picos in suspense.items()),
         *(f"{quarantined} records are in quarantine" for _ in range(bool(quarantined))),
@@ -51,6 +54,15 @@ def final_problems(
         *_disagreements(events, made),
         *_broken_promises(events, told),
     ]
+
+
+def _unexplained(universe: Universe) -> list[str]:
+    """What the worker's reconciliation finds: a gap is one that is there at two looks."""
+    reconciliation = Reconciliation(SqlReconciliation(universe.stores.database).snapshot)
+    reconciliation.look(is_deep=True)
+    found = reconciliation.look(is_deep=True)
+    wrong = {name: n for name, n in (*found.picos.items(), *found.records.items()) if n}
+    return [f"reconciliation finds {wrong}" for _ in range(bool(wrong))]
 
 
 def _disagreements(events: Mapping[str, UsageEvent], made: Mapping[str, Made]) -> list[str]:
