@@ -67,7 +67,7 @@ acts = st.lists(
 
 @given(
     acts=acts,
-    blocks=st.integers(8, 20),
+    blocks=st.integers(128 // BLOCK_TOKENS, 320 // BLOCK_TOKENS),
     rows_max=st.integers(1, 5),
     budget=st.integers(1, 64),
     is_caching=st.booleans(),
@@ -119,7 +119,7 @@ def step(scheduler: Scheduler[Asked], memory: FilledBlocks, alive: list[Asked]) 
 
 
 def test_a_prompt_that_begins_alike_takes_the_same_blocks() -> None:
-    pool = BlockPool(10)
+    pool = BlockPool(20)
     scheduler: Scheduler[Asked] = Scheduler(
         pool, max_batch_size=4, prefill_tokens_per_step=100, is_caching=True
     )
@@ -131,12 +131,13 @@ def test_a_prompt_that_begins_alike_takes_the_same_blocks() -> None:
     scheduler.plan()
 
     assert (first.cached_tokens, second.cached_tokens) == (0, 32)
-    assert second.blocks[:2] == first.blocks[:2]
-    assert second.blocks[2] != first.blocks[2]
+    shared = 32 // BLOCK_TOKENS
+    assert second.blocks[:shared] == first.blocks[:shared]
+    assert second.blocks[shared] != first.blocks[shared]
 
 
 def test_another_salt_finds_nothing() -> None:
-    pool = BlockPool(10)
+    pool = BlockPool(20)
     scheduler: Scheduler[Asked] = Scheduler(
         pool, max_batch_size=4, prefill_tokens_per_step=100, is_caching=True
     )
@@ -151,7 +152,7 @@ def test_another_salt_finds_nothing() -> None:
 
 
 def test_a_prompt_known_to_its_end_still_feeds_its_last_token() -> None:
-    pool = BlockPool(10)
+    pool = BlockPool(20)
     scheduler: Scheduler[Asked] = Scheduler(
         pool, max_batch_size=4, prefill_tokens_per_step=100, is_caching=True
     )
@@ -163,7 +164,78 @@ def test_a_prompt_known_to_its_end_still_feeds_its_last_token() -> None:
     scheduler.arrive(again)
     [row] = scheduler.plan()
 
-    assert (row.begin, row.end) == (16, 32)
+    assert (row.begin, row.end) == (32 - BLOCK_TOKENS, 32)
+
+
+def planned(scheduler: Scheduler[Asked]) -> dict[int, list[tuple[int, int]]]:
+    """The parts that each prompt of 100 tokens is read in, by its place."""
+    sequences = list(scheduler.waiting)
+    parts: dict[int, list[tuple[int, int]]] = {i: [] for i in range(len(sequences))}
+    while any(not of_one or of_one[-1][1] < 100 for of_one in parts.values()):
+        rows = scheduler.plan()
+        scheduler.advance(rows)
+        for row in rows:
+            parts[sequences.index(row.sequence)].append((row.begin, row.end))
+            if row.is_drawing:
+                scheduler.leave(row.sequence)
+    return parts
+
+
+def make_scheduler(*, budget: int, is_caching: bool = True) -> Scheduler[Asked]:
+    return Scheduler(
+        BlockPool(200), max_batch_size=8, prefill_tokens_per_step=budget, is_caching=is_caching
+    )
+
+
+def test_answers_to_one_prompt_that_arrive_together_read_it_once() -> None:
+    scheduler = make_scheduler(budget=64)
+    for _ in range(4):
+        scheduler.arrive(Asked([7] * 100, left=1))
+
+    parts = planned(scheduler)
+
+    assert parts[0] == [(0, 64), (64, 100)]
+    assert all(parts[i] == [(96, 100)] for i in (1, 2, 3))
+
+
+def test_nobody_waits_for_a_beginning_that_is_not_shared_with_them() -> None:
+    scheduler = make_scheduler(budget=200)
+    uncached = make_scheduler(budget=200, is_caching=False)
+    alike = [Asked([7] * 60, left=1), Asked([7] * 8 + [8] * 52, left=1)]
+    apart = [Asked([9] * 60, left=1), Asked([9] * 60, left=1, cache_root=b"other")]
+    for asked in (*alike, *apart):
+        scheduler.arrive(asked)
+    for asked in (Asked([7] * 60, left=1), Asked([7] * 60, left=1)):
+        uncached.arrive(asked)
+
+    rows = [len(scheduler.plan()), len(uncached.plan())]
+
+    assert rows == [4, 2]
+
+
+def test_who_waits_for_a_shared_beginning_holds_no_other_key_up() -> None:
+    scheduler = make_scheduler(budget=200)
+    first, second = (Asked([7] * 60, left=1, fairness_key="a") for _ in range(2))
+    other = Asked([9] * 60, left=1, fairness_key="b")
+    for asked in (first, second, other):
+        scheduler.arrive(asked)
+
+    rows = scheduler.plan()
+
+    assert [row.sequence for row in rows] == [first, other]
+
+
+def test_when_the_reader_leaves_the_next_one_reads_on_from_there() -> None:
+    scheduler = make_scheduler(budget=32)
+    reader, waits = (Asked([7] * 100, left=1) for _ in range(2))
+    scheduler.arrive(reader)
+    scheduler.arrive(waits)
+    scheduler.advance(scheduler.plan())
+    scheduler.leave(reader)
+
+    [row] = scheduler.plan()
+
+    assert (row.sequence, row.begin, row.end) == (waits, 32, 64)
 
 
 def test_the_block_used_longest_ago_is_forgotten_first() -> None:

@@ -6,7 +6,7 @@ back from idling starts level with those that are busy: nobody saves up turns.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Generic, Protocol, TypeVar
 
 
@@ -48,18 +48,17 @@ class FairQueue(Generic[T]):
         """Stand at the head of its key's line again, after having been taken."""
         self._lines.setdefault(item.fairness_key, deque()).appendleft(item)
 
-    def peek(self) -> T | None:
-        """The one to take next."""
-        keys = [key for key, line in self._lines.items() if line]
+    def peek(self, *, passing: Container[str] = ()) -> T | None:
+        """The one to take next, of a key that is not passed over this time."""
+        keys = [key for key, line in self._lines.items() if line and key not in passing]
         if not keys:
             return None
         return self._lines[min(keys, key=self.served)][0]
 
-    def take(self) -> T:
-        """Take the one that `peek` shows; it stays busy until it leaves."""
-        item = self.peek()
-        assert item is not None, "nobody waits"
-        return self._lines[item.fairness_key].popleft()
+    def take(self, item: T) -> None:
+        """Take the one that `peek` has shown; it stays busy until it leaves."""
+        taken = self._lines[item.fairness_key].popleft()
+        assert taken is item, "only the head of a line can be taken"
 
     def remove(self, item: T) -> None:
         """Take one out of the middle of its line."""

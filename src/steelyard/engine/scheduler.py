@@ -120,12 +120,17 @@ class Scheduler(Generic[S]):
         return end - sequence.computed
 
     def _admit(self, budget: int, rows: list[StepRow[S]]) -> None:
+        passing: set[str] = set()
         while budget > 0 and len(self.running) < self._max_batch_size:
-            sequence = self.waiting.peek()
-            if sequence is None or not self._start(sequence):
+            sequence = self.waiting.peek(passing=passing)
+            if sequence is None:
                 return
-            taken = self.waiting.take()
-            assert taken is sequence
+            if self._is_being_read(sequence):
+                passing.add(sequence.fairness_key)
+                continue
+            if not self._start(sequence):
+                return
+            self.waiting.take(sequence)
             self.running.append(sequence)
             budget -= self._plan_reading(sequence, budget, rows)
 
@@ -145,6 +150,19 @@ class Scheduler(Generic[S]):
         if sequence.cached_tokens is None:
             sequence.cached_tokens = sequence.computed
         return True
+
+    def _is_being_read(self, sequence: S) -> bool:
+        """Whether most of what it would read is being read for another, and can be shared soon."""
+        if not self._is_caching:
+            return False
+        reading = [
+            s for s in self.running if _is_reading(s) and s.cache_root == sequence.cache_root
+        ]
+        if not reading:
+            return False
+        found = len(self._find_cached(sequence)) * BLOCK_TOKENS
+        soon = max(_shared_tokens(sequence.context_ids, s.context_ids) for s in reading)
+        return 2 * (soon - found) >= len(sequence.context_ids) - found
 
     def _find_cached(self, sequence: S) -> list[tuple[int, bytes]]:
         found: list[tuple[int, bytes]] = []
@@ -200,6 +218,17 @@ def _row(sequence: S, end: int) -> StepRow[S]:
 
 def _is_reading(sequence: Scheduled) -> bool:
     return len(sequence.context_ids) - sequence.computed > 1
+
+
+def _shared_tokens(context: list[int], other: list[int]) -> int:
+    """How many tokens two contexts begin with alike, in full blocks that the first can be given."""
+    # The last token is always fed.
+    shared_max = min(len(context) - 1, len(other)) // BLOCK_TOKENS * BLOCK_TOKENS
+    for begin in range(0, shared_max, BLOCK_TOKENS):
+        block = slice(begin, begin + BLOCK_TOKENS)
+        if context[block] != other[block]:
+            return begin
+    return shared_max
 
 
 def _blocks_for(tokens: int) -> int:
