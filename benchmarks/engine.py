@@ -1,9 +1,9 @@
-"""The engine beside the obvious way and beside `transformers serve`, and with and without its cache.
+"""The engine beside the obvious way, `transformers serve` and vLLM; with and without its cache.
 
-All serve the same weights in float32 on the same cores, each with its own choice of threads, one
-after the other in one run; 16 clients stream at once, each its questions one after the other. Only
-ratios mean anything on a machine that others use. vLLM is compared where VLLM_PYTHON names the
-interpreter of an environment that has it.
+All serve the same weights in float32 on the same cores. Each rival sits beside our engine: both
+run, one is asked while the other is stopped (SIGSTOP), and they take turns, so that both meet the
+same neighbours. A sitting is all clients streaming at once, each its questions one after the other.
+Only ratios mean anything on a machine that others use; the ones by CPU time mean most.
 
 Run: make bench-engine
 """
@@ -18,19 +18,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
+import psutil
 from rich.console import Console
 
 console = Console(stderr=True, highlight=False)
-READY_WITHIN_S = 300
+READY_WITHIN_S = 400
+RIVALS = ("flask", "transformers", "vllm")
 TOPICS = (
     "the sea", "a clock", "bread", "the number seven", "a bridge", "winter", "a library", "rain",
     "a mountain", "the moon", "a garden", "trains", "salt", "a lighthouse", "music", "maps",
@@ -39,15 +43,20 @@ TOPICS = (
 
 @dataclass
 class Figures:
-    """What one server did in all its rounds."""
+    """What one server did in one sitting."""
 
     tokens: int = 0
     seconds: float = 0.0
+    cpu_s: float = 0.0
     first_token_s: list[float] = field(default_factory=list[float])
 
     @property
     def tokens_per_s(self) -> float:
         return self.tokens / self.seconds
+
+    @property
+    def tokens_per_cpu_s(self) -> float:
+        return self.tokens / self.cpu_s
 
     @property
     def ttft_p99_s(self) -> float:
@@ -63,80 +72,116 @@ class Server:
     url: str
     model: str
     extra: dict[str, Any]
+    process: psutil.Process
+
+    @contextmanager
+    def measured(self, figures: Figures) -> Generator[None]:
+        """Runs only within; what it takes of the clock and of the CPUs is added to the figures."""
+        self._signal(signal.SIGCONT)
+        cpu_s, began = self._cpu_s(), time.perf_counter()
+        try:
+            yield
+        finally:
+            figures.seconds += time.perf_counter() - began
+            figures.cpu_s += self._cpu_s() - cpu_s
+            self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        os.killpg(self.process.pid, number)
+
+    def _cpu_s(self) -> float:
+        family = [self.process, *self.process.children(recursive=True)]
+        return sum(times.user + times.system for times in (one.cpu_times() for one in family))
 
 
 def main() -> None:
     options = _parse_options()
     folder = _model_folder()
-    results: dict[str, Figures] = {}
-    with _our_engine(folder, options) as ours:
-        results["engine"] = _load(ours, options)
-    if "flask" not in options.skip and find_spec("flask"):
-        with _flask(folder) as flask:
-            results["flask"] = _load(flask, options)
-    if "transformers" not in options.skip and find_spec("fastapi"):
-        with _transformers_serve(folder, options) as theirs:
-            results["transformers_serve"] = _load(theirs, options)
-    if python := os.environ.get("VLLM_PYTHON"):
-        with _vllm(folder, python) as vllm:
-            results["vllm"] = _load(vllm, options)
-    # Once more at the end, so that a machine that has become busier meanwhile shows.
-    with _our_engine(folder, options) as ours:
-        results["engine_again"] = _load(ours, options)
-    for name, cached in (("prefix_cached", True), ("prefix_uncached", False)):
-        flags = [] if cached else ["--no-prefix-caching"]
-        with _our_engine(folder, options, *flags) as ours:
-            results[name] = _shared_prefix(ours, options)
-    print(json.dumps(_report(results, options)))
+    report: dict[str, Any] = {}
+    if "flask" in options.against and find_spec("flask"):
+        report |= _contest(
+            "flask", lambda: _flask(folder), folder, options, clients=options.clients
+        )
+    if "transformers" in options.against and find_spec("fastapi"):
+        start = partial(_transformers_serve, folder, options)
+        report |= _contest("transformers_serve", start, folder, options, clients=options.clients)
+    if "vllm" in options.against and (python := os.environ.get("VLLM_PYTHON")):
+        for clients in (8, 32):
+            start = partial(_vllm, folder, python)
+            report |= _contest(f"vllm_{clients}", start, folder, options, clients=clients)
+    if not options.no_prefix:
+        report |= _prefix_contest(folder, options)
+    names = ("clients", "ramp_s", "rounds", "sittings", "tokens", "threads")
+    print(json.dumps(report | {name: getattr(options, name) for name in names}))
 
 
-def _report(results: dict[str, Figures], options: argparse.Namespace) -> dict[str, Any]:
-    """The ratios, against the mean of our two sittings."""
-    ours = Figures(
-        results["engine"].tokens + results["engine_again"].tokens,
-        results["engine"].seconds + results["engine_again"].seconds,
-        results["engine"].first_token_s + results["engine_again"].first_token_s,
-    )
+def _contest(
+    name: str,
+    start: Callable[[], AbstractContextManager[Server]],
+    folder: Path,
+    options: argparse.Namespace,
+    *,
+    clients: int,
+) -> dict[str, Any]:
+    """Turn by turn; each figure is the median of the sittings."""
+    ours: list[Figures] = []
+    theirs: list[Figures] = []
+    with _our_engine(folder, options, clients=clients) as engine, start() as rival:
+        for server, sittings in ((rival, theirs), (engine, ours)) * options.sittings:
+            sittings.append(_load(server, options, clients=clients))
 
-    def ratio(name: str, read: str) -> float | None:
-        found = results.get(name)
-        return None if found is None else round(getattr(ours, read) / getattr(found, read), 2)
+    def middle(sittings: list[Figures], read: str) -> float:
+        return median(getattr(figures, read) for figures in sittings)
 
-    cached, uncached = results["prefix_cached"], results["prefix_uncached"]
-    return {
-        "vs_flask_tokens_ratio": ratio("flask", "tokens_per_s"),
-        "vs_flask_ttft_p99_ratio": ratio("flask", "ttft_p99_s"),
-        "vs_transformers_serve_tokens_ratio": ratio("transformers_serve", "tokens_per_s"),
-        "vs_transformers_serve_ttft_p99_ratio": ratio("transformers_serve", "ttft_p99_s"),
-        "vs_vllm_tokens_ratio": ratio("vllm", "tokens_per_s"),
-        "prefix_cache_ratio": round(cached.tokens_per_s / uncached.tokens_per_s, 2),
-        "clients": options.clients,
-        "ramp_s": options.ramp_s,
-        "tokens_per_answer": options.tokens,
-        "tokens_per_s": {name: round(found.tokens_per_s, 1) for name, found in results.items()},
-        "ttft_p99_s": {name: round(found.ttft_p99_s, 2) for name, found in results.items()},
-    }
+    report: dict[str, Any] = {}
+    for key, read in (
+        ("tokens_ratio", "tokens_per_s"),
+        ("ttft_p99_ratio", "ttft_p99_s"),
+        ("tokens_per_cpu_ratio", "tokens_per_cpu_s"),
+    ):
+        report[f"vs_{name}_{key}"] = round(middle(ours, read) / middle(theirs, read), 2)
+        report[f"vs_{name}_{read}"] = [
+            [round(getattr(figures, read), 2) for figures in sittings]
+            for sittings in (ours, theirs)
+        ]
+    return report
 
 
-def _load(server: Server, options: argparse.Namespace) -> Figures:
+def _prefix_contest(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    cached: list[Figures] = []
+    uncached: list[Figures] = []
+    clients = options.prefix_clients
+    with (
+        _our_engine(folder, options, clients=clients) as with_cache,
+        _our_engine(folder, options, "--no-prefix-caching", clients=clients) as without,
+    ):
+        for number in range(options.sittings):
+            cached.append(_shared_prefix(with_cache, options, sitting=number))
+            uncached.append(_shared_prefix(without, options, sitting=number))
+    rates = [median(f.tokens_per_s for f in sittings) for sittings in (cached, uncached)]
+    return {"prefix_cache_ratio": round(rates[0] / rates[1], 2)}
+
+
+def _load(server: Server, options: argparse.Namespace, *, clients: int) -> Figures:
     """All clients at once; each asks the next question when it has its answer."""
-    _ask(server, "warm up", tokens=4, figures=Figures())
     figures = Figures()
+    with server.measured(Figures()):
+        _ask(server, "warm up", tokens=4, figures=Figures())
 
     def client(number: int) -> None:
         # Callers do not arrive in one instant; --ramp-s 0 makes them.
-        time.sleep(number * options.ramp_s / options.clients)
+        time.sleep(number * options.ramp_s / clients)
         for round_number in range(options.rounds):
             topic = TOPICS[(number * 7 + round_number * 3) % len(TOPICS)]
             question = f"Client {number}, round {round_number}: write about {topic}."
             _ask(server, question, tokens=options.tokens, figures=figures)
 
-    return _run_clients(server.name, client, options.clients, figures)
+    return _run_clients(server, client, clients, figures)
 
 
-def _shared_prefix(server: Server, options: argparse.Namespace) -> Figures:
-    """Prompts of which nine tenths are the same, as token ids."""
-    shared = [100 + (i * 37) % 20_000 for i in range(options.prefix_tokens * 9 // 10)]
+def _shared_prefix(server: Server, options: argparse.Namespace, *, sitting: int) -> Figures:
+    """Prompts of which nine tenths are the same, as token ids; other ones in each sitting."""
+    shared = [100 + ((sitting + i) * 37) % 20_000 for i in range(options.prefix_tokens * 9 // 10)]
     own_tokens = options.prefix_tokens - len(shared)
     figures = Figures()
     body = {"max_tokens": options.prefix_answer, "temperature": 0}
@@ -150,17 +195,17 @@ def _shared_prefix(server: Server, options: argparse.Namespace) -> Figures:
             _stream(server, "/v1/completions", asked, figures=figures)
 
     # With a cache, someone has always been first.
-    _stream(server, "/v1/completions", body | {"prompt": prompt(0)}, figures=Figures())
-    return _run_clients(f"{server.name}, shared beginning", client, options.prefix_clients, figures)
+    with server.measured(Figures()):
+        _stream(server, "/v1/completions", body | {"prompt": prompt(0)}, figures=Figures())
+    return _run_clients(server, client, options.prefix_clients, figures)
 
 
-def _run_clients(name: str, client: Any, count: int, figures: Figures) -> Figures:
-    began = time.perf_counter()
-    with ThreadPoolExecutor(count) as pool:
+def _run_clients(server: Server, client: Any, count: int, figures: Figures) -> Figures:
+    with server.measured(figures), ThreadPoolExecutor(count) as pool:
         list(pool.map(client, range(count)))
-    figures.seconds = time.perf_counter() - began
     console.print(
-        f"{name}: {figures.tokens_per_s:.1f} tokens/s, first token p99 {figures.ttft_p99_s:.2f} s"
+        f"{server.name}, {count} clients: {figures.tokens_per_s:.1f} tokens/s, "
+        f"{figures.tokens_per_cpu_s:.1f} a CPU second, first token p99 {figures.ttft_p99_s:.2f} s"
     )
     return figures
 
@@ -197,15 +242,17 @@ def _has_text(chunk: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def _our_engine(folder: Path, options: argparse.Namespace, *flags: str) -> Generator[Server]:
+def _our_engine(
+    folder: Path, options: argparse.Namespace, *flags: str, clients: int
+) -> Generator[Server]:
     port = _free_port()
     command = [sys.executable, "-m", "steelyard.engine", "--model", str(folder)]
     command += ["--model-name", "m", "--port", str(port), *flags]
-    command += ["--max-batch-size", str(options.clients)]
+    command += ["--max-batch-size", str(clients)]
     if options.threads:
         command += ["--threads", str(options.threads)]
-    with _running("engine", command, f"http://127.0.0.1:{port}") as url:
-        yield Server("engine", url, "m", {"ignore_eos": True})
+    with _running("engine", command, _url(port)) as process:
+        yield Server("engine", _url(port), "m", {"ignore_eos": True}, process)
 
 
 @contextmanager
@@ -213,8 +260,8 @@ def _flask(folder: Path) -> Generator[Server]:
     port = _free_port()
     command = [sys.executable, "-m", "benchmarks.engine_flask"]
     command += ["--model", str(folder), "--port", str(port)]
-    with _running("flask", command, f"http://127.0.0.1:{port}") as url:
-        yield Server("flask", url, "m", {})
+    with _running("flask", command, _url(port)) as process:
+        yield Server("flask", _url(port), "m", {}, process)
 
 
 @contextmanager
@@ -226,8 +273,8 @@ def _transformers_serve(folder: Path, options: argparse.Namespace) -> Generator[
     command += ["--host", "127.0.0.1", "--port", str(port)]
     exact = {"max_new_tokens": options.tokens, "min_new_tokens": options.tokens, "do_sample": False}
     extra = {"generation_config": json.dumps(exact)}
-    with _running("transformers serve", command, f"http://127.0.0.1:{port}") as url:
-        yield Server("transformers serve", url, str(folder), extra)
+    with _running("transformers serve", command, _url(port)) as process:
+        yield Server("transformers serve", _url(port), str(folder), extra, process)
 
 
 @contextmanager
@@ -236,23 +283,29 @@ def _vllm(folder: Path, python: str) -> Generator[Server]:
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--served-model-name", "m", "--dtype", "float32", "--enforce-eager"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
-    with _running("vllm", command, f"http://127.0.0.1:{port}") as url:
-        yield Server("vllm", url, "m", {"ignore_eos": True})
+    with _running("vllm", command, _url(port)) as process:
+        yield Server("vllm", _url(port), "m", {"ignore_eos": True}, process)
 
 
 @contextmanager
-def _running(name: str, command: list[str], url: str) -> Generator[str]:
+def _running(name: str, command: list[str], url: str) -> Generator[psutil.Process]:
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    # Threads that spin while they wait lose most when others want the cores; nobody is to lose so.
+    quiet["OMP_WAIT_POLICY"] = "PASSIVE"
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
         )
         try:
             _wait_until_ready(name, process, url, log)
-            yield url
+            os.killpg(process.pid, signal.SIGSTOP)
+            yield psutil.Process(process.pid)
         finally:
-            # Some servers outlive a polite signal.
-            os.killpg(process.pid, signal.SIGKILL)
+            # Some servers outlive a polite signal, and some put their workers into other groups.
+            if process.poll() is None:
+                for worker in psutil.Process(process.pid).children(recursive=True):
+                    worker.kill()
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
 
 
@@ -281,6 +334,10 @@ def _model_folder() -> Path:
     ).resolve()
 
 
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
 def _free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -289,7 +346,9 @@ def _free_port() -> int:
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--skip", nargs="*", default=[], choices=["flask", "transformers"])
+    parser.add_argument("--against", nargs="*", default=RIVALS, choices=RIVALS)
+    parser.add_argument("--no-prefix", action="store_true", help="leave out the prefix cache")
+    parser.add_argument("--sittings", type=int, default=3)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--ramp-s", type=float, default=4.0)
