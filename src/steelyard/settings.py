@@ -179,6 +179,18 @@ class Settings(BaseSettings):
         description="tokens of a stream's answer that are held for at a time, from an upstream that "
         "reports counts as it goes; 0: the whole answer is held for at once",
     )
+    header_bytes_max: int = Field(
+        default=32 * 1024, ge=1024, description="largest headers of a request, in bytes"
+    )
+    header_timeout_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="how long the headers of a request may take, and what nobody reads of a body; "
+        "in seconds",
+    )
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, description="how long the body of a request may take, in seconds"
+    )
     outbox_bytes_max: int = Field(
         default=8 * 1024**3, ge=64 * 1024, description="largest size of an outbox, in bytes"
     )

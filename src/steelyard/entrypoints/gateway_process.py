@@ -7,6 +7,7 @@ import uvicorn
 import uvloop
 
 from steelyard.app.gateway import open_gateway
+from steelyard.entrypoints.guarded_protocol import guarded
 from steelyard.entrypoints.logs import configure_logs
 from steelyard.entrypoints.metrics_server import metrics_served
 from steelyard.entrypoints.openai_api.application import GatewayApplication
@@ -33,11 +34,15 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         lambda: open_gateway(settings),
         body_bytes_max=settings.request_bytes_max,
         form_bytes_max=settings.upload_bytes_max,
+        body_timeout_s=settings.body_timeout_s,
         trusted_proxies=read_trusted_proxies(settings.trusted_proxies or ""),
     )
     config = uvicorn.Config(
         application,
-        http="httptools",
+        http=guarded(
+            header_bytes_max=settings.header_bytes_max,
+            header_timeout_s=settings.header_timeout_s,
+        ),
         ws="none",
         lifespan="off",
         log_config=None,

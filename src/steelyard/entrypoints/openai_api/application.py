@@ -39,6 +39,8 @@ from steelyard.ids import new_id
 log = structlog.get_logger()
 
 REQUEST_ID_CHARACTERS_MAX: Final = 128
+# What is parsed in a millisecond is not worth a thread.
+PARSED_HERE_BYTES_MAX: Final = 64 * 1024
 
 
 class GatewayApplication:
@@ -50,11 +52,13 @@ class GatewayApplication:
         *,
         body_bytes_max: int,
         form_bytes_max: int,
+        body_timeout_s: float,
         trusted_proxies: Sequence[IpRange] = (),
     ) -> None:
         self._open_parts = parts
         self._body_bytes_max = body_bytes_max
         self._form_bytes_max = form_bytes_max
+        self._body_timeout_s = body_timeout_s
         self._trusted_proxies = trusted_proxies
         self._parts: GatewayParts | None = None
         self._metrics: GatewayMetrics | None = None
@@ -141,19 +145,29 @@ class GatewayApplication:
         self, surface: Surface | FormSurface, client: AsgiClient
     ) -> tuple[Asked, bytes]:
         if isinstance(surface, Surface):
-            body = await client.read_body(bytes_max=self._body_bytes_max)
-            return surface.parse(body), body
-        body = await client.read_body(bytes_max=self._form_bytes_max)
+            return await self._read_json(surface, client)
+        body = await client.read_body(
+            bytes_max=self._form_bytes_max, timeout_s=self._body_timeout_s
+        )
         kind = client.headers.get("content-type")
         # A file takes a while to look at; others must not wait for it.
         return await anyio.to_thread.run_sync(surface.parse, body, kind), body
+
+    async def _read_json(self, surface: Surface, client: AsgiClient) -> tuple[Asked, bytes]:
+        body = await client.read_body(
+            bytes_max=self._body_bytes_max, timeout_s=self._body_timeout_s
+        )
+        if len(body) <= PARSED_HERE_BYTES_MAX:
+            return surface.parse(body), body
+        # A large body takes a while to look at; others must not wait for it.
+        return await anyio.to_thread.run_sync(surface.parse, body), body
 
     async def _count(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
         """Count a prompt and answer nothing else."""
         parts, path = self._running_parts(), scope["path"]
         key = await self._find_key(scope, client)
-        body = await client.read_body(bytes_max=self._body_bytes_max)
-        quote = await parts.gateway.admission.quote(COUNTED[path].parse(body), key)
+        asked, _ = await self._read_json(COUNTED[path], client)
+        quote = await parts.gateway.admission.quote(asked, key)
         document = quote_document(quote)
         await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
 

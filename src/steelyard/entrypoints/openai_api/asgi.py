@@ -6,7 +6,7 @@ from typing import Any
 
 import anyio
 
-from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge
+from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge, RequestTimeout
 from steelyard.entrypoints.openai_api.error_shape import ErrorShape
 from steelyard.entrypoints.openai_api.surfaces import OPENAI
 from steelyard.errors import Failure
@@ -18,7 +18,6 @@ AsgiMessage = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[AsgiMessage]]
 Send = Callable[[AsgiMessage], Awaitable[None]]
 
-BODY_TIMEOUT_S = 30.0
 SEND_TIMEOUT_S = 60.0
 JSON_TYPE = {"content-type": "application/json"}
 
@@ -33,28 +32,30 @@ class AsgiClient:
     errors: ErrorShape = OPENAI
     has_started: bool = False
 
-    async def read_body(self, *, bytes_max: int) -> bytes:
-        """The whole body; raises BodyTooLarge before it is taken in, and InvalidRequest."""
+    async def read_body(self, *, bytes_max: int, timeout_s: float) -> bytes:
+        """The whole body; raises BodyTooLarge before it is taken in, RequestTimeout, and
+        InvalidRequest."""
         announced = self.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > bytes_max:
             raise _too_large(bytes_max)
-        pieces: list[bytes] = []
-        size = 0
+        # One buffer: a body may come byte by byte.
+        body = bytearray()
         try:
-            with anyio.fail_after(BODY_TIMEOUT_S):
+            with anyio.fail_after(timeout_s):
                 while True:
                     message = await self.receive()
                     if message["type"] == "http.disconnect":
                         raise InvalidRequest("the client left before the request was whole")
                     piece: bytes = message.get("body", b"")
-                    size += len(piece)
-                    if size > bytes_max:
+                    if len(body) + len(piece) > bytes_max:
                         raise _too_large(bytes_max)
-                    pieces.append(piece)
+                    if not body and not message.get("more_body", False):
+                        return piece
+                    body += piece
                     if not message.get("more_body", False):
-                        return b"".join(pieces)
+                        return bytes(body)
         except TimeoutError as error:
-            raise InvalidRequest(f"the body took longer than {BODY_TIMEOUT_S:.0f} s") from error
+            raise RequestTimeout(f"the body took longer than {timeout_s:g} s") from error
 
     async def left(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

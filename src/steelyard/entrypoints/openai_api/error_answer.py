@@ -45,6 +45,24 @@ class BodyTooLarge(Refusal):
     code = "request_too_large"
 
 
+class HeadersTooLarge(Refusal):
+    """The headers of the request are larger than is allowed."""
+
+    code = "headers_too_large"
+
+
+class HttpMalformed(Refusal):
+    """This is not HTTP/1.1."""
+
+    code = "http_malformed"
+
+
+class RequestTimeout(Refusal):
+    """The request took too long to come."""
+
+    code = "request_timeout"
+
+
 class EndpointNotFound(Refusal):
     """There is no such address here."""
 
@@ -68,6 +86,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     InvalidRequest: 400,
     AnswerTooLong: 400,
     AudioTruncated: 400,
+    HttpMalformed: 400,
     KeyMissing: 401,
     KeyUnknown: 401,
     KeyRevoked: 401,
@@ -81,6 +100,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     EndpointNotFound: 404,
     EventNotFound: 404,
     MethodNotAllowed: 405,
+    RequestTimeout: 408,
     IdempotencyConflict: 409,
     IdempotencyKeyReused: 422,
     BodyTooLarge: 413,
@@ -90,6 +110,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     AudioUnsupported: 415,
     TokensOverLimit: 413,
     RateLimited: 429,
+    HeadersTooLarge: 431,
     PriceNotFound: 503,
     UpstreamFailed: 502,
     UpstreamUsageMalformed: 502,
