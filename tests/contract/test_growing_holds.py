@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import anyio
 import pytest
 
 from steelyard.billing.lease_sizing import LeaseSize
@@ -13,6 +14,8 @@ from steelyard.gateway.workloads.answer import Answer, PricedUsage
 from steelyard.gateway.workloads.chat_as_messages import ChatAsMessages
 from steelyard.gateway.workloads.chat_as_response import ChatAsResponse
 from steelyard.gateway.workloads.openai_answer import OpenAIAnswer
+from steelyard.ids import new_id
+from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.money import Money
 from tests.world import INPUT_PRICE, NOW, OUTPUT_PRICE, USD, World
@@ -49,6 +52,27 @@ def test_a_hold_grows_with_its_answer(growing: World) -> None:
     assert _picos(event.data.held) >= PROMPT_PICOS + 10 * OUTPUT_PRICE
     assert _picos(event.data.held) < 20 * OUTPUT_PRICE
     assert growing.differences() == []
+
+
+def test_a_client_that_leaves_while_its_hold_grows_stops_nobody(growing: World) -> None:
+    organisation = growing.organisation(dollars="1")
+    key = growing.keys["acme"]
+    scope = HoldScope(organisation.id, key.department.id, None, key.id, tokens_max=1)
+    amount = Money(OUTPUT_PRICE, USD)
+    first, second = (
+        Hold(new_id(), organisation.id, amount, growing.outbox.source, NOW, "{}") for _ in range(2)
+    )
+
+    async def leave_and_ask_again() -> Hold:
+        with anyio.fail_after(20):
+            hold = await growing.holding.place(first, scope)
+            # The desk cannot write as long as somebody else does.
+            with growing.stores.books.write() as unit, anyio.move_on_after(0.05):
+                unit.lock_holds([hold.id])
+                await growing.holding.grow(hold, amount=amount + amount, tokens_max=2)
+            return await growing.holding.place(second, scope)
+
+    assert anyio.run(leave_and_ask_again).id == second.id
 
 
 @pytest.mark.parametrize("is_leased", [False, True], ids=["books", "lease"])

@@ -61,9 +61,9 @@ class NeverRefusesZombies(SqlBooksUnit):
 class ForgetsHolds(SqlBooksUnit):
     """Recovery is not told of holds that the outbox does not know."""
 
-    def open_hold_ids(self, *, source_prefix: str) -> Sequence[str]:
+    def open_hold_picos(self, *, source_prefix: str) -> dict[str, int]:
         del source_prefix
-        return []
+        return {}
 
 
 def _post_twice(patch: Patch) -> None:

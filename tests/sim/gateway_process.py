@@ -175,6 +175,7 @@ class GatewayProcess:
             outbox=outbox,
             clock=clock,
             disconnect_policies=DisconnectPolicies(),
+            hold_chunk_tokens=universe.plan.hold_chunk_tokens,
         )
         recovery = self._recovery(holding, directory, books, prefix)
         pruning = self._pruning(outbox, books)

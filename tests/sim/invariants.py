@@ -14,6 +14,8 @@ from tests.sim.universe import Universe
 from tests.world import INPUT_PRICE, OUTPUT_PRICE
 
 WHOLE = {"completed", "stopped_by_limit"}
+# The end of an answer comes with a cost that is final.
+TOLD = WHOLE | {"hold_growth_denied"}
 NOTHING = (0, 0)
 
 
@@ -80,7 +82,7 @@ def _broken_promises(events: Mapping[str, UsageEvent], told: Sequence[Told]) -> 
         event = events.get(one.event_id)
         if event is None:
             problems.append(f"a client has the end of {one.event_id}, which has no event")
-        elif event.data.end_cause not in WHOLE or event.data.amount != one.cost:
+        elif event.data.end_cause not in TOLD or event.data.amount != one.cost:
             problems.append(
                 f"a client was told that {one.event_id} costs {one.cost}; "
                 f"it is {event.data.end_cause} for {event.data.amount}"
@@ -101,6 +103,8 @@ def _agrees(event: UsageEvent, made: Made | None) -> bool:
             return counts == everything and made.is_whole
         case "upstream_failed":
             return counts[0] == made.prompt_tokens and 0 < counts[1] <= made.completion_tokens
+        case "hold_growth_denied":
+            return counts == NOTHING or _is_part(counts, made)
         case "upstream_failed_before_first_token" | "event_log_failed":
             return counts == NOTHING
         case (

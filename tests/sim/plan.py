@@ -66,6 +66,8 @@ class Plan:
     lease_ttl_s: float = 5.0
     funds: str = "5"
     token_budget: int | None = None
+    # So many tokens of a stream are held for at a time; 0: the whole answer at once.
+    hold_chunk_tokens: int = 0
     outbox_bytes_max: int = 1_000_000
     batch_max: int = 10
     # The longest that a commit of an outbox, or of the hold desk, waits for its turn.
@@ -92,6 +94,7 @@ class Plan:
             lease_ttl_s=chance.choice((0.0, 2.0, 10.0, 10.0)),
             funds=chance.choice(FUNDS),
             token_budget=chance.choice((None, None, 2_000, 20_000)),
+            hold_chunk_tokens=chance.choice((0, 0, 3)),
             outbox_bytes_max=chance.choice((60_000, 200_000, 1_000_000)),
             batch_max=chance.choice((1, 3, 20)),
             commit_s=chance.choice((0.004, 0.004, 0.2)),

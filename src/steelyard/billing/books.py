@@ -118,8 +118,9 @@ class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, ChargebackUnit, Upst
         """Raises PositionMoved if the stored position is not `before`."""
         ...
 
-    def open_hold_ids(self, *, source_prefix: str) -> Sequence[str]:
-        """Holds that are still open, of sources that begin so, in the order of their making."""
+    def open_hold_picos(self, *, source_prefix: str) -> Mapping[str, int]:
+        """How much is held by those that are still open, of sources that begin so, by their ids in
+        the order of their making."""
         ...
 
 

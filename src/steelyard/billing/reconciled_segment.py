@@ -14,6 +14,7 @@ from steelyard.billing.stored_event import (
     is_readable,
     try_decode,
 )
+from steelyard.ledger.hold import read_draws
 from steelyard.money import read_decimal
 
 
@@ -71,7 +72,10 @@ def _amount_of(event: ReplayedEvent) -> int:
     stated, held = read_decimal(said.amount), read_decimal(said.held)
     if event.row.outcome == "settled":
         return stated
-    return held if said.lease_id is None else min(held, stated)
+    if said.lease_id is not None:
+        return min(held, stated)
+    # A hold may have grown without its gateway's hearing of it.
+    return max(held, sum(draw.picos for draw in read_draws(event.row.draws)))
 
 
 def _match(segment: SegmentRow, books: SegmentBooks) -> tuple[list[ReplayedEvent], int, int]:

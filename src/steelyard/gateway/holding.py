@@ -84,7 +84,8 @@ class Holding:
             return amount if self.wallet.grow(hold, amount=amount, tokens_max=tokens_max) else None
         at = self.clock.now()
         growing = self.hold_desk.grow(hold.id, amount=amount, tokens_max=tokens_max, at=at)
-        return (await asyncio.wrap_future(growing)).amount
+        # A client that leaves meanwhile must not take back what the hold desk is at work on.
+        return (await asyncio.shield(asyncio.wrap_future(growing))).amount
 
     def release(self, hold: Hold, draft: EventDraft, usage: Usage, charged: Money) -> PendingEvent:
         """Append the event of an attempt, and make free what its hold did not need."""

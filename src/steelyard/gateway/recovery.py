@@ -39,6 +39,7 @@ from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import NO_USAGE
 from steelyard.metering.usage_event import OpenedRecord
+from steelyard.money import Money
 from steelyard.timestamp import read_timestamp
 
 log = structlog.get_logger()
@@ -93,13 +94,13 @@ class Recovery:
         """What was left open; call it before the first request, in a thread."""
         outbox = self.outbox
         with self.books.write() as unit:
-            placed = unit.open_hold_ids(source_prefix=self.source_prefix)
+            placed = unit.open_hold_picos(source_prefix=self.source_prefix)
         others = set(placed) - outbox.open_among(placed)
         # An attempt whose event is in the outbox was closed: the worker settles it, or has put it
         # into quarantine.
         others -= outbox.events_among(others)
         only_in_books = self._read_holds(sorted(others))
-        left_open = map(hold_of_attempt, outbox.left_open())
+        left_open = (_as_grown(hold_of_attempt(one), placed) for one in outbox.left_open())
         count = outbox.figures().open_attempts + len(only_in_books)
         return LeftOpen(count, chain(left_open, only_in_books), self.leases.find())
 
@@ -222,6 +223,12 @@ class Recovery:
             at=at,
         )
         return EventDraft(hold.id, at, msgspec.structs.replace(record, output_digest=None))
+
+
+def _as_grown(hold: Hold, placed: Mapping[str, int]) -> Hold:
+    """A hold that was opened small and has grown in the books since."""
+    picos = placed.get(hold.id, hold.amount.picos)
+    return replace(hold, amount=Money(picos, hold.amount.currency))
 
 
 def _wait_for(pending: Sequence[PendingEvent]) -> None:

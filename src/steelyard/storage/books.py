@@ -200,10 +200,11 @@ class SqlBooksUnit(
         except IntegrityError as error:
             raise PositionMoved(f"another worker has begun with the log {log_id}") from error
 
-    def open_hold_ids(self, *, source_prefix: str) -> Sequence[str]:
+    def open_hold_picos(self, *, source_prefix: str) -> dict[str, int]:
         table = schema.open_holds
-        query = select(table.c.id).where(table.c.source.startswith(source_prefix, autoescape=True))
-        return self.connection.execute(query.order_by(table.c.id)).scalars().all()
+        is_of_source = table.c.source.startswith(source_prefix, autoescape=True)
+        query = select(table.c.id, table.c.amount).where(is_of_source).order_by(table.c.id)
+        return {row.id: row.amount for row in self.connection.execute(query)}
 
     def _path_id(self, path: UsagePath) -> int:
         """The number of a path, which may be new, or new to us."""
