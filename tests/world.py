@@ -1,6 +1,7 @@
 """The one test harness: the whole product in one process, spoken to in business verbs."""
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,16 +26,17 @@ from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.disk import Disk
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission
+from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.limit_directory import LimitDefaults, LimitDirectory, LimitsByPlace
-from steelyard.gateway.model_catalog import ModelCatalog
+from steelyard.gateway.model_catalog import ModelCatalog, Routes, routes_to_all
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 from steelyard.gateway.request_metrics import RequestMetrics
-from steelyard.gateway.serve import Gateway, serve
+from steelyard.gateway.serve import serve
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.scripted import ScriptedUpstream
@@ -85,6 +87,9 @@ class RecordingClient:
         if self.leaves_after == 0:
             self._gone.set()
         await self._gone.wait()
+
+    def leave(self) -> None:
+        self._gone.set()
 
     async def start_stream(self, headers: dict[str, str]) -> None:
         self.has_started, self.status, self.headers = True, 200, headers
@@ -160,6 +165,8 @@ class World:
         self.stores = open_stores(settings, should_migrate=True)
         self.clock = FakeClock(NOW)
         self.upstream = ScriptedUpstream()
+        self.routes: Routes | None = None
+        self.monotonic: Callable[[], float] = time.monotonic
         self.disconnect_policies = DisconnectPolicies()
         self.audit: UpstreamAudit | None = None
         self.disk: Disk | None = None
@@ -215,7 +222,9 @@ class World:
         )
         self.counts = LocalCounts(lambda: self.clock.now().timestamp())
         self.admission = Admission(
-            catalog=ModelCatalog([self.upstream]),
+            catalog=ModelCatalog(
+                self.routes or routes_to_all([self.upstream]), monotonic=self.monotonic
+            ),
             prices=self.prices,
             limits=self.limits,
             counts=self.counts,
@@ -304,7 +313,7 @@ class World:
         return anyio.run(self.chat_async, key, given)
 
     async def chat_async(self, key: str, given: dict[str, Any]) -> Answered:
-        client = RecordingClient(
+        client: RecordingClient = given.pop("client", None) or RecordingClient(
             leaves_after=given.pop("leaves_after", None),
             stops_reading_after=given.pop("stops_reading_after", None),
             takes_bytes=given.pop("takes_bytes", None),

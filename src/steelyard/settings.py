@@ -1,10 +1,12 @@
 """Settings: read once at start, frozen, and handed on as plain values by app.py.
 
 Each can be given as an environment variable (STEELYARD_GATEWAY_PORT), or in a TOML file that
-STEELYARD_CONFIG names; the environment goes before the file.
+STEELYARD_CONFIG names; the environment goes before the file. The tables of upstreams and models in
+that file are not settings: they are read again while a gateway runs (app/configuration.py).
 """
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +14,15 @@ from platformdirs import user_data_path
 from pydantic import Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
 from steelyard.errors import Refusal
 
 DEFAULT_MODEL = "smollm2"
+ROUTING_TABLES = ("upstreams", "models", "routing")
 
 
 class SettingsInvalid(Refusal):
@@ -258,6 +261,16 @@ class Settings(BaseSettings):
     upstream_connections_max: int = Field(
         default=1000, ge=1, description="most connections to an upstream"
     )
+    drain_s: int = Field(
+        default=30,
+        ge=1,
+        description="how long a gateway that is told to stop lets open requests go on, in seconds",
+    )
+    drain_delay_s: float = Field(
+        default=0.0,
+        ge=0,
+        description="how long it still takes new ones while it says that it is not ready, in seconds",
+    )
     refresh_s: float = Field(
         default=0.25,
         gt=0,
@@ -332,10 +345,10 @@ class Settings(BaseSettings):
         named = os.environ.get("STEELYARD_CONFIG")
         if named is None:
             return init_settings, env_settings
-        # The source itself passes over a file that is not there.
-        if not Path(named).is_file():
-            raise FileNotFoundError(f"there is no file {named}")
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, named)
+        with Path(named).open("rb") as file:
+            written = tomllib.load(file)
+        settings = {name: value for name, value in written.items() if name not in ROUTING_TABLES}
+        return init_settings, env_settings, InitSettingsSource(settings_cls, settings)
 
     @property
     def books_path(self) -> Path:

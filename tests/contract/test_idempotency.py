@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from steelyard.gateway.answer_store import SqliteAnswerStore
+from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.idempotency import (
     Idempotency,
     IdempotencyConflict,
@@ -16,7 +17,7 @@ from steelyard.gateway.idempotency import (
     read_key,
 )
 from steelyard.gateway.refusals import InvalidRequest
-from steelyard.gateway.serve import AnsweringClient, Gateway, serve
+from steelyard.gateway.serve import AnsweringClient, serve
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.gateway.workloads.chat import parse_chat
 from steelyard.ids import new_id

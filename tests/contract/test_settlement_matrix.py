@@ -234,7 +234,8 @@ def _leave_a_hold_open(world: World, *, stream: bool = False) -> str:
         await world.prices.snapshot.refresh()
         await world.limits.snapshot.refresh()
         await world.admission.catalog.refresh()
-        admitted = await world.admission.admit(parse_chat(body), world.keys["acme"], request_id="r")
+        received = world.admission.receive(parse_chat(body), world.keys["acme"], request_id="r")
+        admitted = await world.admission.admit(received, received.plan.first())
         return admitted.hold.id
 
     return anyio.run(admit)

@@ -126,12 +126,14 @@ def running_scripted_product(
             ("worker", "worker"),
             ("gateway", "gateway"),
         ):
-            stack.callback(_stop, product.start(name, *words))
+            stack.callback(stop_process, product.start(name, *words))
         wait_until(lambda: product.is_ready(f"{upstream_url}/v1/models"))
         wait_until(lambda: product.is_ready(f"{product.url}/health"))
         yield product
 
 
-def _stop(process: "subprocess.Popen[str]") -> None:
-    process.send_signal(signal.SIGTERM)
+def stop_process(process: "subprocess.Popen[str]") -> None:
+    """Ask it to stop, if it has not, and wait until it has."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
     process.wait(timeout=60)

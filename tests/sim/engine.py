@@ -9,9 +9,9 @@ import anyio
 import msgspec
 
 from steelyard.gateway.upstreams.base import (
+    ListedModel,
     LoggedAttempt,
     LoggedAttempts,
-    ServedModel,
     UpstreamAnswer,
     UpstreamFailed,
     UpstreamUnavailable,
@@ -56,9 +56,9 @@ class SimulatedEngine:
     made: dict[str, Made] = field(default_factory=dict[str, Made])
     is_away: bool = False
 
-    async def models(self) -> list[ServedModel]:
+    async def models(self) -> list[ListedModel]:
         await self._travel()
-        return [ServedModel("scripted", self.name, 8192, True, FACTS)]
+        return [ListedModel("scripted", 8192, FACTS)]
 
     async def count_prompt_tokens(self, path: str, body: bytes) -> int:
         del path, body

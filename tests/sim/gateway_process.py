@@ -11,16 +11,17 @@ from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.outbox import Outbox
 from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission
+from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.limit_directory import LimitDefaults, LimitDirectory, LimitsByPlace
-from steelyard.gateway.model_catalog import EAGER_S, ModelCatalog
+from steelyard.gateway.model_catalog import EAGER_S, ModelCatalog, routes_to_all
 from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import LeftOpen, Recovery
 from steelyard.gateway.relay import ClientLeft
-from steelyard.gateway.serve import Gateway, serve
+from steelyard.gateway.serve import serve
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.workloads.chat import parse_chat
 from steelyard.ids import new_id
@@ -165,7 +166,8 @@ class GatewayProcess:
         limits = LimitDirectory(
             Snapshot[LimitsByPlace](stores.access.limits, stores.access.revision, 30.0), LIMITS
         )
-        directory, catalog = PriceDirectory(prices, clock), ModelCatalog([self._engine])
+        directory = PriceDirectory(prices, clock)
+        catalog = ModelCatalog(routes_to_all([self._engine]), universe.loop.time)
         admission = Admission(
             catalog=catalog,
             prices=directory,

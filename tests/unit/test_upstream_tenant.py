@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import BaseTestServer, TestServer
 
+from steelyard.gateway.upstreams.base import Timeouts
 from steelyard.gateway.upstreams.habits import CHAT, ENGINE, Habits
 from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
 from steelyard.gateway.workloads.asked import JSON_TYPE
@@ -46,7 +47,6 @@ def _upstream(server: BaseTestServer, habits: Habits) -> OpenAIHttpUpstream:
         str(server.make_url("")),
         count_source="engine",
         habits=habits,
-        connect_timeout_s=5,
-        between_bytes_timeout_s=5,
+        timeouts=Timeouts(connect_s=5, first_token_s=5, between_tokens_s=5),
         connections_max=2,
     )

@@ -11,6 +11,7 @@ import anyio.to_thread
 from steelyard.access.store import AccessStore
 from steelyard.app.disconnect_setting import read_policies
 from steelyard.app.limit_counts import open_counts
+from steelyard.app.routing import Routing
 from steelyard.app.stores import Stores, open_stores
 from steelyard.clock import Clock
 from steelyard.counting.counting_process import CountingProcess
@@ -19,6 +20,7 @@ from steelyard.eventlog.recount_log import SUFFIX, RecountLog
 from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission
 from steelyard.gateway.answer_store import SqliteAnswerStore
+from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.idempotency import Idempotency
@@ -29,11 +31,9 @@ from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
-from steelyard.gateway.serve import Gateway
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
-from steelyard.gateway.upstreams.habits import ENGINE
-from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
+from steelyard.gateway.upstreams.base import Upstream
 from steelyard.ids import new_id
 from steelyard.pricing.price_book import PriceVersion
 from steelyard.settings import Settings
@@ -49,6 +49,7 @@ class GatewayParts:
     catalog: ModelCatalog
     idempotency: Idempotency
     stores: Stores
+    routing: Routing
 
 
 @asynccontextmanager
@@ -61,28 +62,20 @@ async def open_gateway(settings: Settings) -> AsyncGenerator[GatewayParts]:
 @asynccontextmanager
 async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGenerator[GatewayParts]:
     """Whatever is opened is closed again, the last first, should only a part of it open."""
+    routing = Routing(settings)
+    catalog = ModelCatalog(await routing.load())
     stores = await anyio.to_thread.run_sync(lambda: open_stores(settings))
     closing.callback(stores.database.close)
-    source_prefix = f"urn:steelyard:gateway:{settings.gateway_name}:"
-    outbox = await anyio.to_thread.run_sync(lambda: _open_outbox(settings, source_prefix))
+    outbox = await anyio.to_thread.run_sync(lambda: _open_outbox(settings))
     closing.push_async_callback(anyio.to_thread.run_sync, outbox.close)
     holding = Holding.of(stores.books, outbox, stores.clock, ttl_s=settings.lease_ttl_s)
     closing.push_async_callback(holding.close)
-    engine = _engine(settings)
     keys = _key_directory(settings, stores)
     limits = _limit_directory(settings, stores.access)
     prices = _price_directory(settings, stores)
-    catalog = ModelCatalog([engine])
     counting = open_counts(settings)
-    recovery = Recovery(
-        books=stores.books,
-        leases=LeaseRecovery(holding.lease_desk, outbox, stores.clock, source_prefix),
-        outbox=outbox,
-        prices=prices,
-        upstreams=[engine],
-        clock=stores.clock,
-        source_prefix=source_prefix,
-        patience_s=settings.recovery_patience_s,
+    recovery = _recovery(
+        settings, stores, holding, prices=prices, upstreams=catalog.routes.upstreams
     )
     admission = Admission(
         catalog=catalog,
@@ -106,7 +99,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
         await snapshot.refresh()
     watches = [snapshot.watch for snapshot in snapshots]
     watches += [catalog.watch, watch_pruning, holding.keeper.keep, counting.keep]
-    async with engine, anyio.create_task_group() as tasks:
+    async with routing.opened(catalog), anyio.create_task_group() as tasks:
         for watch in watches:
             tasks.start_soon(watch)
         await counting.ready()
@@ -118,14 +111,40 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
             catalog,
             Idempotency(answers, wait_s=settings.idempotency_wait_s),
             stores,
+            routing,
         )
         tasks.cancel_scope.cancel()
 
 
-def _open_outbox(settings: Settings, source_prefix: str) -> Outbox:
+def _recovery(
+    settings: Settings,
+    stores: Stores,
+    holding: Holding,
+    *,
+    prices: PriceDirectory,
+    upstreams: Sequence[Upstream],
+) -> Recovery:
+    source_prefix, outbox = _source_prefix(settings), holding.outbox
+    return Recovery(
+        books=stores.books,
+        leases=LeaseRecovery(holding.lease_desk, outbox, stores.clock, source_prefix),
+        outbox=outbox,
+        prices=prices,
+        upstreams=upstreams,
+        clock=stores.clock,
+        source_prefix=source_prefix,
+        patience_s=settings.recovery_patience_s,
+    )
+
+
+def _source_prefix(settings: Settings) -> str:
+    return f"urn:steelyard:gateway:{settings.gateway_name}:"
+
+
+def _open_outbox(settings: Settings) -> Outbox:
     return Outbox(
         _outbox_path(settings),
-        source=source_prefix + new_id(),
+        source=_source_prefix(settings) + new_id(),
         bytes_max=settings.outbox_bytes_max,
     )
 
@@ -170,18 +189,6 @@ def _open_audit(settings: Settings, clock: Clock) -> UpstreamAudit:
         share=settings.audit_share,
         waiting_max=settings.audit_waiting_max,
         clock=clock,
-    )
-
-
-def _engine(settings: Settings) -> OpenAIHttpUpstream:
-    return OpenAIHttpUpstream(
-        "engine",
-        settings.engine_address,
-        count_source="engine",
-        habits=ENGINE,
-        connect_timeout_s=settings.upstream_connect_timeout_s,
-        between_bytes_timeout_s=settings.upstream_read_timeout_s,
-        connections_max=settings.upstream_connections_max,
     )
 
 

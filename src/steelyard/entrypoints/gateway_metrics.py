@@ -13,8 +13,8 @@ from prometheus_client.registry import Collector
 
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
+from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.lease_wallet import LeaseWallet
-from steelyard.gateway.serve import Gateway
 
 Family = GaugeMetricFamily | CounterMetricFamily
 

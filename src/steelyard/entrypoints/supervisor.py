@@ -18,6 +18,7 @@ from typing import IO
 
 from rich.text import Text
 
+from steelyard.app.configuration import wants_engine
 from steelyard.app.stores import prepare_folder
 from steelyard.entrypoints.cli.output import console, error_console
 from steelyard.listening import listen
@@ -25,7 +26,8 @@ from steelyard.settings import Settings
 
 LOOK_AGAIN_S = 0.1
 PROBE_TIMEOUT_S = 2.0
-STOP_S = 35.0
+# Beyond what a gateway lets open requests take.
+STOP_S = 15.0
 RESTART_PAUSE_FIRST_S = 0.5
 RESTART_PAUSE_MAX_S = 15.0
 STEADY_S = 60.0
@@ -90,15 +92,14 @@ class Role:
 def run_everything(settings: Settings) -> int:
     """Run until SIGINT or SIGTERM; returns the exit status."""
     prepare_folder(settings.logs_dir)
-    for host, port, setting in (
-        (settings.host, settings.gateway_port, "STEELYARD_GATEWAY_PORT"),
-        (settings.engine_host, settings.engine_port, "STEELYARD_ENGINE_PORT"),
-    ):
-        listen(host, port, setting=setting).close()
+    has_engine = wants_engine()
+    listen(settings.host, settings.gateway_port, setting="STEELYARD_GATEWAY_PORT").close()
+    if has_engine:
+        listen(settings.engine_host, settings.engine_port, setting="STEELYARD_ENGINE_PORT").close()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: stop.set())
-    roles = _roles(settings)
+    roles = _roles(settings, has_engine=has_engine)
     started_s = time.monotonic()
     for role in roles:
         role.start()
@@ -108,15 +109,17 @@ def run_everything(settings: Settings) -> int:
         _announce(settings, time.monotonic() - started_s)
         _keep_up(roles, stop)
     finally:
-        _stop(roles)
+        _stop(roles, within_s=settings.drain_s + settings.drain_delay_s + STOP_S)
     console.print("stopped")
     return 0
 
 
-def _roles(settings: Settings) -> list[Role]:
+def _roles(settings: Settings, *, has_engine: bool) -> list[Role]:
     environment = {**os.environ, **settings_as_environment(settings)}
     gateway = f"http://{settings.host}:{settings.gateway_port}/health"
-    healths = {"engine": f"{settings.engine_address}/health", "gateway": gateway, "worker": None}
+    healths: dict[str, str | None] = {"gateway": gateway, "worker": None}
+    if has_engine:
+        healths = {"engine": f"{settings.engine_address}/health", **healths}
     if settings.event_log == "kafka":
         healths["relay"] = None
     return [
@@ -191,11 +194,11 @@ def _plan_restart(role: Role, now_s: float) -> None:
     role.restart_pause_s = min(role.restart_pause_s * 2, RESTART_PAUSE_MAX_S)
 
 
-def _stop(roles: list[Role]) -> None:
+def _stop(roles: list[Role], *, within_s: float) -> None:
     """The gateway first, so that open answers end; the worker last, so that it settles them."""
     by_name = {role.name: role for role in roles}
     for name in ("gateway", "engine", "relay", "worker"):
         if name not in by_name:
             continue
         by_name[name].stop()
-        by_name[name].wait(deadline_s=time.monotonic() + STOP_S)
+        by_name[name].wait(deadline_s=time.monotonic() + within_s)

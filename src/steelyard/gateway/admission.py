@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from steelyard import __version__
-from steelyard.access.rate_limit import Counted, RequestCounts
+from steelyard.access.rate_limit import RequestCounts
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.billing.authorization import affordable_output_tokens, highest_charge_within
 from steelyard.billing.budgets import BudgetExceeded
@@ -26,8 +26,13 @@ from steelyard.gateway.refusals import (
     NotEnoughMoney,
     OverBudget,
     PromptTooLong,
+    SurfaceNotServed,
 )
+from steelyard.gateway.request_counting import RequestCounting
+from steelyard.gateway.routing.deployment import Deployment
+from steelyard.gateway.routing.route_plan import RoutePlan, RouteStep
 from steelyard.gateway.upstreams.base import ServedModel, Upstream
+from steelyard.gateway.upstreams.habits import MESSAGES
 from steelyard.gateway.workloads.asked import Asked, Limits, Way
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
@@ -53,13 +58,25 @@ from steelyard.timestamp import write_timestamp
 
 
 @dataclass(frozen=True, slots=True)
+class Received:
+    """A request, and where it may go. Each try of it is admitted; it is counted once."""
+
+    asked: Asked
+    key: VirtualKey
+    request_id: str
+    plan: RoutePlan
+    counting: RequestCounting
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request that may run: who, where, at what price, and what is held for it."""
+    """An attempt that may run: who, where, at what price, and what is held for it."""
 
     asked: Asked
     key: VirtualKey
     model: ServedModel
     upstream: Upstream
+    upstream_model: str
     way: Way
     pinned: PinnedPrices
     opened: OpenedRecord
@@ -67,17 +84,21 @@ class Admitted:
     opening: PendingOpening
     input_tokens_max: int
     output_tokens_max: int
-    counted: Counted
+    counting: RequestCounting
 
     @property
     def hold(self) -> Hold:
         """What is held now."""
         return self.held.hold
 
+    @property
+    def upstream_path(self) -> str:
+        return self.upstream.habits.path_for(self.way.path, model=self.upstream_model)
+
     def upstream_body(self) -> bytes:
         each = self.output_tokens_max // max(1, self.asked.choice_count)
         return self.way.upstream_body(
-            model=self.model.id,
+            model=self.upstream_model,
             is_streamed=self.asked.is_streamed,
             limits=Limits(self.input_tokens_max, each),
             habits=self.upstream.habits,
@@ -105,12 +126,19 @@ class _Route:
 
     model: ServedModel
     upstream: Upstream
+    upstream_model: str
     way: Way
     pinned: PinnedPrices
 
+    @property
+    def can_count(self) -> bool:
+        """Whether the upstream counts prompts that are put to it in this way."""
+        counts_at = self.upstream.habits.counts_at
+        return counts_at == "tokenize" or (counts_at == "messages" and self.way.path == MESSAGES)
+
     async def count(self, asked: Asked) -> int:
         """Exactly as many tokens as the model will see, but for those that are no text."""
-        body = self.way.count_body(model=self.model.id)
+        body = self.way.count_body(model=self.upstream_model)
         counted = await self.upstream.count_prompt_tokens(self.way.path, body)
         return counted + asked.size.extra_tokens
 
@@ -157,34 +185,27 @@ class Admission:
     # Of a stream's answer so many tokens are held for at a time; zero: all of it at once.
     hold_chunk_tokens: int = 0
 
-    async def admit(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Admitted:
-        """Raises one of the refusals, with nothing held, or returns with the money held."""
+    def receive(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Received:
+        """Find out where a request may go; raises one of the refusals."""
         self.outbox.check()
-        route = self._route(asked, key)
-        limits = self.limits.over(key, model=route.model.id, asked=asked.model)
-        output = self._output_tokens(asked, route, limits)
-        counted = await self._count(asked, route, limits, output)
-        try:
-            return await self._admit(
-                asked, key, route, limits, output=output, counted=counted, request_id=request_id
-            )
-        except BaseException:
-            counted.end(tokens=0)
-            raise
+        plan = self.catalog.plan(asked)
+        return Received(asked, key, request_id, plan, RequestCounting(self.counts))
 
-    async def _admit(
-        self,
-        asked: Asked,
-        key: VirtualKey,
-        route: _Route,
-        limits: LimitsInForce,
-        *,
-        output: int,
-        counted: Counted,
-        request_id: str,
-    ) -> Admitted:
+    async def admit(self, received: Received, step: RouteStep) -> Admitted:
+        """Raises one of the refusals, with nothing held, or returns with the money held."""
+        asked, key = received.asked, received.key
+        route = self._route(asked, key, step.deployment)
+        requested = asked.model or received.plan.models[0].name
+        # What a key may ask for by an alias, it may not get by a fallback.
+        is_first = step.model is received.plan.models[0]
+        limits = self.limits.over(
+            key, model=route.model.id, asked=asked.model if is_first else None
+        )
+        output = self._output_tokens(asked, route, limits)
+        tokens_max = _tokens_max(asked, route, limits, output)
+        await received.counting.count(route.model.id, limits.counted, tokens=tokens_max)
         bound = await self._bound(asked, route, limit=limits.input_tokens_max, output=output)
-        opened = self._open(asked, key, route, request_id=request_id)
+        opened = self._open(asked, key, route, request_id=received.request_id, requested=requested)
         hold, bound = await self._hold(asked, opened, bound, route)
         attempt = opened_attempt(
             hold, bound_input=bound.input_tokens, bound_output=bound.output_tokens
@@ -194,6 +215,7 @@ class Admission:
             key=key,
             model=route.model,
             upstream=route.upstream,
+            upstream_model=route.upstream_model,
             way=route.way,
             pinned=route.pinned,
             opened=opened,
@@ -202,12 +224,14 @@ class Admission:
             opening=self.outbox.open(attempt),
             input_tokens_max=bound.input_tokens,
             output_tokens_max=bound.output_tokens,
-            counted=counted,
+            counting=received.counting,
         )
 
     async def quote(self, asked: Asked, key: VirtualKey) -> Quote:
         """Count and price a prompt; refuses as `admit` does, and holds nothing."""
-        route = self._route(asked, key)
+        route = self._route(asked, key, self.catalog.plan(asked).first().deployment)
+        if not route.can_count:
+            raise SurfaceNotServed(f"the server of {route.model.id} does not count prompts")
         limits = self.limits.over(key, model=route.model.id, asked=asked.model)
         output = self._output_tokens(asked, route, limits)
         prices, currency = route.pinned.prices, route.pinned.currency
@@ -229,19 +253,6 @@ class Admission:
             highest_cost=_highest(bound, route.pinned),
         )
 
-    async def _count(
-        self, asked: Asked, route: _Route, limits: LimitsInForce, output: int
-    ) -> Counted:
-        """Count the request against its limits, with the most tokens that it may have."""
-        if asked.counts_max is not None:
-            tokens = _tokens_within(asked.counts_max)
-            return await self.counts.count(limits.counted, tokens=tokens)
-        at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
-        # A longer prompt is refused as soon as it is counted.
-        limit = limits.input_tokens_max
-        prompt = limit if at_most is None else min(at_most, limit)
-        return await self.counts.count(limits.counted, tokens=prompt + output)
-
     def _output_tokens(self, asked: Asked, route: _Route, limits: LimitsInForce) -> int:
         """The longest answer, all choices together."""
         choices, limit = asked.choice_count, limits.output_tokens_max
@@ -255,11 +266,12 @@ class Admission:
             )
         return limit // choices * choices
 
-    def _route(self, asked: Asked, key: VirtualKey) -> _Route:
-        model, upstream = self.catalog.find(asked.model, paths={way.path for way in asked.ways})
-        way = asked.way_over(model.paths or upstream.habits.paths)
+    def _route(self, asked: Asked, key: VirtualKey, deployment: Deployment) -> _Route:
+        model, upstream = deployment.served, deployment.upstream
+        assert model is not None, "only a deployment that is ready is chosen"
+        way = asked.way_over(deployment.paths)
         pinned = self.prices.pin(model.id, organisation=key.department.organisation)
-        return _Route(model, upstream, way, pinned)
+        return _Route(model, upstream, deployment.upstream_model, way, pinned)
 
     async def _bound(self, asked: Asked, route: _Route, *, limit: int, output: int) -> _Bound:
         """Bytes bound the tokens of most prompts; only one near the limit is counted."""
@@ -275,13 +287,19 @@ class Admission:
         at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
         if at_most is not None and at_most <= limit:
             return _bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
+        if not route.can_count:
+            most = f"up to {at_most}" if at_most is not None else "nobody knows how many"
+            raise PromptTooLong(
+                f"the prompt may have {most} tokens by its length, and the server of "
+                f"{route.model.id} does not count them; at most {limit} are allowed"
+            )
         count = await route.count(asked)
         if count > limit:
             raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are allowed")
         return _bound_of(asked, count, output, is_exact=True, chunk=chunk)
 
     def _open(
-        self, asked: Asked, key: VirtualKey, route: _Route, *, request_id: str
+        self, asked: Asked, key: VirtualKey, route: _Route, *, request_id: str, requested: str
     ) -> OpenedRecord:
         department = key.department
         return OpenedRecord(
@@ -293,7 +311,7 @@ class Admission:
             payer_id=department.payer_id,
             endpoint=asked.endpoint,
             is_streamed=asked.is_streamed,
-            model_requested=asked.model or route.model.id,
+            model_requested=requested,
             model_served=route.model.id,
             upstream=route.model.upstream,
             admitted_at=write_timestamp(route.pinned.at),
@@ -316,7 +334,8 @@ class Admission:
             return await self._place(opened, bound, pinned), bound
         except (HoldDeclined, BudgetExceeded) as error:
             declined = error
-        if not bound.is_exact and (asked.choice_count or pinned.prices.bearer_of(INPUT_TEXT)):
+        is_text = bool(asked.choice_count or pinned.prices.bearer_of(INPUT_TEXT))
+        if not bound.is_exact and is_text and route.can_count:
             bound = replace(bound, input_tokens=await route.count(asked), is_exact=True)
             try:
                 return await self._place(opened, bound, pinned), bound
@@ -362,6 +381,16 @@ class Admission:
             chunk_tokens=bound.chunk_tokens,
             amount_for=lambda tokens: _highest(replace(bound, output_tokens=tokens), pinned),
         )
+
+
+def _tokens_max(asked: Asked, route: _Route, limits: LimitsInForce, output: int) -> int:
+    """The most tokens that a request may have, before its prompt was counted."""
+    if asked.counts_max is not None:
+        return _tokens_within(asked.counts_max)
+    at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
+    # A longer prompt is refused as soon as it is counted.
+    limit = limits.input_tokens_max
+    return (limit if at_most is None else min(at_most, limit)) + output
 
 
 def _tokens_within(counts: Mapping[str, int]) -> int:

@@ -1,5 +1,5 @@
-"""The client as the relay sees it: its first byte waits for the opening of the attempt, and it may
-leave before the answer is over."""
+"""The client as the relay sees it: its stream starts with its first event, which waits for the
+opening of the attempt, and it may leave before the answer is over."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,15 @@ from steelyard.metering.answer_meter import AnswerMeter
 
 @dataclass(slots=True)
 class HeldBackClient:
-    """Implements Client on another one."""
+    """Implements EventTaker on a client."""
 
     client: Client
     admitted: Admitted
     meter: AnswerMeter
     outbox: Outbox
+    headers: dict[str, str]
+    # Whether the client has seen anything of this attempt; then no other can take its place.
+    has_started: bool = False
 
     def leave(self) -> bool:
         """The client has gone: whether its answer is finished all the same."""
@@ -26,12 +29,18 @@ class HeldBackClient:
         self.meter.is_drained = True
         return True
 
-    async def start_stream(self, headers: dict[str, str]) -> None:
+    async def start(self) -> None:
+        """Let the stream begin, if it has not."""
+        if self.has_started:
+            return
         await opening_durable(self.admitted, self.outbox)
         if not self.meter.is_drained:
-            await self.client.start_stream(headers)
+            self.has_started = True
+            await self.client.start_stream(self.headers)
 
     async def send(self, event: bytes) -> None:
+        if not self.has_started:
+            await self.start()
         if self.meter.is_drained:
             return
         try:
@@ -39,6 +48,3 @@ class HeldBackClient:
         except ClientLeft:
             if not self.leave():
                 raise
-
-    async def left(self) -> None:
-        await self.client.left()

@@ -7,9 +7,12 @@ from typing import Protocol
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.cut_short import cut_short, output_tokens_so_far
 from steelyard.gateway.event_stream import payload_of
-from steelyard.gateway.upstreams.base import UpstreamAnswer, UpstreamFailed
+from steelyard.gateway.upstreams.base import UpstreamAnswer, UpstreamFailed, UpstreamKeyRefused
 from steelyard.gateway.workloads.answer import Answer
 from steelyard.metering.answer_meter import AnswerMeter
+
+# What an upstream says of our key is no business of the client's, who has another one.
+KEY_REFUSED = frozenset({401, 403})
 
 
 class UpstreamRefused(Exception):
@@ -24,14 +27,18 @@ class ClientLeft(Exception):
     """The client's socket takes nothing any more."""
 
 
-class Client(Protocol):
-    """The one who asked, as the relay sees it."""
-
-    async def start_stream(self, headers: dict[str, str]) -> None: ...
+class EventTaker(Protocol):
+    """Takes the events of a stream."""
 
     async def send(self, event: bytes) -> None:
         """Hand bytes over; returns when the socket has taken them, or raises ClientLeft."""
         ...
+
+
+class Client(EventTaker, Protocol):
+    """The one who asked."""
+
+    async def start_stream(self, headers: dict[str, str]) -> None: ...
 
     async def left(self) -> None:
         """Return when the client has gone, and never before."""
@@ -43,14 +50,14 @@ async def relay_whole(
 ) -> None:
     """Fetch the answer; raises UpstreamRefused, UpstreamUnavailable or UpstreamFailed."""
     came = await admitted.upstream.answer(
-        admitted.way.path,
+        admitted.upstream_path,
         admitted.upstream_body(),
         request_id=admitted.hold.id,
         tenant=admitted.opened.organisation_id,
         content_type=admitted.way.content_type,
     )
     if came.status != 200:
-        raise UpstreamRefused(came)
+        raise _refusal(admitted, came)
     meter.deliver(answer.read_whole(came.body, meter), at=now())
 
 
@@ -58,22 +65,20 @@ async def relay_stream(
     admitted: Admitted,
     answer: Answer,
     meter: AnswerMeter,
-    client: Client,
+    client: EventTaker,
     *,
-    headers: dict[str, str],
     now: Callable[[], datetime],
 ) -> None:
     """Pass events on as they come, all but the end; raises as `relay_whole` does."""
     async with admitted.upstream.stream(
-        admitted.way.path,
+        admitted.upstream_path,
         admitted.upstream_body(),
         request_id=admitted.hold.id,
         tenant=admitted.opened.organisation_id,
         content_type=admitted.way.content_type,
     ) as stream:
         if stream.status != 200:
-            raise UpstreamRefused(await stream.refusal())
-        await client.start_stream(headers)
+            raise _refusal(admitted, await stream.refusal())
         async for payload in stream.payloads():
             if admitted.held.chunk_tokens and not await _is_covered(admitted, payload):
                 for event in cut_short(answer, payload, meter):
@@ -92,3 +97,9 @@ async def relay_stream(
 async def _is_covered(admitted: Admitted, payload: bytes) -> bool:
     """Whether what the upstream has made with this event is held for, grown if need be."""
     return await admitted.held.cover(output_tokens_so_far(payload))
+
+
+def _refusal(admitted: Admitted, came: UpstreamAnswer) -> UpstreamRefused | UpstreamKeyRefused:
+    if came.status in KEY_REFUSED:
+        return UpstreamKeyRefused(f"{admitted.upstream.name} does not take the key of the gateway")
+    return UpstreamRefused(came)

@@ -1,39 +1,26 @@
 """The life of a request, in one function. Read this first.
 
-Every workload takes the same way: admit (or refuse), relay, record, end. Whatever happens after
-the hold, exactly one usage event closes it.
+Every workload takes the same way: receive, then for each attempt admit (or refuse), relay, record;
+then end. Whatever happens after a hold, exactly one usage event closes it. An attempt that failed
+before the client saw anything of it may be followed by another, on another server or model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import anyio
 import structlog
 
 from steelyard.access.virtual_key import VirtualKey
-from steelyard.clock import Clock
-from steelyard.errors import Failure
+from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
-from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.admission import Admission, Admitted
-from steelyard.gateway.closing import Closed, close_attempt
-from steelyard.gateway.disconnecting import HeldBackClient
+from steelyard.gateway.admission import Admitted, Received
+from steelyard.gateway.attempt import Attempt, Gateway, run_attempt
 from steelyard.gateway.limit_headers import limit_headers
-from steelyard.gateway.recent_usage import RecentUsage
-from steelyard.gateway.relay import (
-    Client,
-    ClientLeft,
-    UpstreamRefused,
-    relay_stream,
-    relay_whole,
-)
-from steelyard.gateway.request_metrics import RequestMetrics
-from steelyard.gateway.upstream_audit import UpstreamAudit
-from steelyard.gateway.workloads.answer import Answer
+from steelyard.gateway.relay import Client, ClientLeft, UpstreamRefused
+from steelyard.gateway.routing.route_plan import RouteStep, Trouble
+from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
 from steelyard.gateway.workloads.asked import Asked
-from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage_event import EndCause
 from steelyard.money import write_decimal
 
 log = structlog.get_logger()
@@ -53,187 +40,109 @@ class AnsweringClient(Client, Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """What serving needs."""
-
-    admission: Admission
-    outbox: Outbox
-    clock: Clock
-    audit: UpstreamAudit | None = None
-    recent: RecentUsage = field(default_factory=RecentUsage)
-    requests: RequestMetrics = field(default_factory=RequestMetrics)
-
-
-@dataclass(slots=True)
-class _Relayed:
-    """An answer, and how its relay ended."""
-
-    answer: Answer
-    refused: UpstreamRefused | None = None
-    failure: Failure | None = None
-    is_over: bool = False
-
-
 async def serve(
     gateway: Gateway, asked: Asked, key: VirtualKey, client: AnsweringClient, *, request_id: str
 ) -> None:
     """Serve one request from admission to the last byte; refusals are raised to the edge."""
-    admitted = await gateway.admission.admit(asked, key, request_id=request_id)
-    meter = AnswerMeter()
-    relayed = _Relayed(admitted.way.open_answer())
-    closed: Closed | EventLogUnavailable | None = None
-    gateway.requests.begin(admitted)
+    received = gateway.admission.receive(asked, key, request_id=request_id)
     try:
-        await _relay_until_client_leaves(gateway, admitted, meter, client, relayed)
-        relayed.is_over = True
+        attempt = await _try_all(gateway, received, client)
     finally:
-        # The client may be gone and the server stopping: the attempt is closed all the same.
-        with anyio.CancelScope(shield=True):
-            admitted.counted.end(tokens=meter.tokens_used)
-            try:
-                closed = await _close(gateway, admitted, meter, relayed)
-            finally:
-                gateway.requests.end(admitted)
-    assert closed is not None, "an attempt is closed before its end is told"
-    try:
-        await _end(client, admitted, closed, relayed, is_drained=meter.is_drained)
-    except ClientLeft:
-        log.info("client.left_at_the_end", request_id=request_id, event_id=admitted.hold.id)
-
-
-async def _relay_until_client_leaves(
-    gateway: Gateway,
-    admitted: Admitted,
-    meter: AnswerMeter,
-    client: Client,
-    relayed: _Relayed,
-) -> None:
-    """Relay; a client that leaves cancels the work upstream."""
-
-    held_back = HeldBackClient(client, admitted, meter, gateway.outbox)
-
-    async def watch() -> None:
-        await client.left()
-        if not held_back.leave():
-            tasks.cancel_scope.cancel()
-
-    now, answer = gateway.clock.now, relayed.answer
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
-        try:
-            if admitted.asked.is_streamed:
-                headers = _headers(admitted)
-                await relay_stream(admitted, answer, meter, held_back, headers=headers, now=now)
-            else:
-                await relay_whole(admitted, answer, meter, now=now)
-        except ClientLeft:
-            log.info("client.left", request_id=admitted.opened.request_id)
-        except UpstreamRefused as refused:
-            relayed.refused = refused
-        except Failure as failure:
-            relayed.failure = failure
-        tasks.cancel_scope.cancel()
-
-
-async def _close(
-    gateway: Gateway, admitted: Admitted, meter: AnswerMeter, relayed: _Relayed
-) -> Closed | EventLogUnavailable:
-    """Record how the attempt ended; a disk that fails is an answer too."""
-    try:
-        closed = await close_attempt(
-            admitted,
-            meter,
-            end_cause=_end_cause(relayed, meter),
-            at=gateway.clock.now(),
-            holding=gateway.admission.holding,
-        )
-    except EventLogUnavailable as failure:
-        return failure
-    gateway.recent.add(admitted, closed)
-    gateway.requests.observe(admitted, closed, meter, at=gateway.clock.now())
-    _log_served(admitted, closed)
-    if gateway.audit is not None:
-        gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
-    return closed
-
-
-def _end_cause(relayed: _Relayed, meter: AnswerMeter) -> EndCause:
-    has_output = meter.delivered.has_output
-    if meter.is_growth_denied:
-        return "hold_growth_denied"
-    if meter.is_drained:
-        return "client_left" if has_output else "client_left_before_first_token"
-    if isinstance(relayed.failure, EventLogUnavailable):
-        return "event_log_failed"
-    if meter.is_complete:
-        if meter.reported is None:
-            return "usage_missing"
-        return "stopped_by_limit" if meter.finish_reason == "length" else "completed"
-    if not relayed.is_over:
-        return "gateway_stopped"
-    if relayed.refused:
-        return "upstream_refused"
-    if relayed.failure:
-        return "upstream_failed" if has_output else "upstream_failed_before_first_token"
-    return "client_left" if has_output else "client_left_before_first_token"
-
-
-async def _end(
-    client: AnsweringClient,
-    admitted: Admitted,
-    closed: Closed | EventLogUnavailable,
-    relayed: _Relayed,
-    *,
-    is_drained: bool,
-) -> None:
-    """Let the client see the end, now that the event is durable."""
-    if is_drained:
+        received.counting.end()
+    if attempt is None:
         return
+    try:
+        await _end(client, attempt)
+    except ClientLeft:
+        log.info("client.left_at_the_end", request_id=request_id, event_id=attempt.admitted.hold.id)
+
+
+async def _try_all(gateway: Gateway, received: Received, client: Client) -> Attempt | None:
+    """The attempt whose end is the client's to see; None if the client left between two."""
+    step: RouteStep | None = received.plan.first()
+    attempt: Attempt | None = None
+    number = 0
+    while step is not None:
+        if step.wait_s and await _leaves_within(client, step.wait_s):
+            return None
+        number += 1
+        tried = await _try(gateway, received, step, client, number=number)
+        if isinstance(tried, Attempt):
+            attempt, trouble = tried, tried.trouble()
+        else:
+            trouble = _trouble_of_admission(tried)
+        step = received.plan.after(step, trouble) if trouble else None
+        if step is None and attempt is None:
+            assert not isinstance(tried, Attempt), "an attempt that was made is the last one"
+            raise tried
+    return attempt
+
+
+async def _try(
+    gateway: Gateway, received: Received, step: RouteStep, client: Client, *, number: int
+) -> Attempt | SteelyardError:
+    """One attempt, or why there is none: it was not admitted, and nothing is held for it."""
+    try:
+        admitted = await gateway.admission.admit(received, step)
+    except SteelyardError as error:
+        if isinstance(error, UpstreamUnavailable | UpstreamFailed):
+            step.deployment.breaker.begin()
+            step.deployment.breaker.fail()
+        return error
+    headers = _headers(admitted, number=number)
+    return await run_attempt(
+        gateway, admitted, client, step.deployment, headers=headers, number=number
+    )
+
+
+def _trouble_of_admission(error: SteelyardError) -> Trouble | None:
+    """An upstream that does not even count a prompt; any other no is final."""
+    return Trouble() if isinstance(error, UpstreamUnavailable | UpstreamFailed) else None
+
+
+async def _leaves_within(client: Client, wait_s: float) -> bool:
+    """Whether the client goes away while it would have to wait."""
+    with anyio.move_on_after(wait_s):
+        await client.left()
+        return True
+    return False
+
+
+async def _end(client: AnsweringClient, attempt: Attempt) -> None:
+    """Let the client see the end, now that the event is durable."""
+    admitted, closed = attempt.admitted, attempt.closed
+    assert closed is not None, "an attempt is closed before its end is told"
+    if attempt.meter.is_drained:
+        return
+    is_streamed = admitted.asked.is_streamed
     if isinstance(closed, EventLogUnavailable):
-        if not admitted.asked.is_streamed:
+        if not is_streamed:
             raise closed
         await client.fail_stream(closed)
-    elif relayed.refused:
-        await client.answer_from_upstream(relayed.refused, _headers(admitted))
-    elif relayed.failure:
-        if not admitted.asked.is_streamed:
-            raise relayed.failure
-        await client.fail_stream(relayed.failure)
-    elif not admitted.asked.is_streamed:
-        headers = {
-            **_headers(admitted),
-            "content-type": admitted.way.answer_type,
-            "x-steelyard-cost": write_decimal(closed.total.picos),
-        }
-        await client.answer(relayed.answer.write_whole(closed.priced), headers)
+    elif attempt.refused:
+        headers = _headers(admitted, number=attempt.number)
+        await client.answer_from_upstream(attempt.refused, headers)
+    elif attempt.failure:
+        if not is_streamed:
+            raise attempt.failure
+        await client.fail_stream(attempt.failure)
+    elif not is_streamed:
+        headers = _headers(admitted, number=attempt.number)
+        headers["content-type"] = admitted.way.answer_type
+        headers["x-steelyard-cost"] = write_decimal(closed.total.picos)
+        await client.answer(attempt.answer.write_whole(closed.priced), headers)
     else:
-        for event in relayed.answer.write_end(
+        for event in attempt.answer.write_end(
             closed.priced, wants_usage=admitted.asked.wants_usage
         ):
             await client.send(event)
 
 
-def _headers(admitted: Admitted) -> dict[str, str]:
+def _headers(admitted: Admitted, *, number: int) -> dict[str, str]:
     return {
         "x-request-id": admitted.opened.request_id,
         "x-steelyard-event-id": admitted.hold.id,
-        **limit_headers(admitted.counted.allowances),
+        "x-steelyard-model": admitted.model.id,
+        "x-steelyard-attempts": str(number),
+        **limit_headers(admitted.counting.allowances),
     }
-
-
-def _log_served(admitted: Admitted, closed: Closed) -> None:
-    log.info(
-        "request.served",
-        request_id=admitted.opened.request_id,
-        event_id=closed.event_id,
-        payer_id=admitted.opened.payer_id,
-        key_id=admitted.key.id,
-        endpoint=admitted.asked.endpoint,
-        model=admitted.model.id,
-        input_tokens=closed.usage.input_tokens,
-        output_tokens=closed.usage.output_tokens,
-        charged_picos=closed.total.picos,
-        held_picos=admitted.hold.amount.picos,
-        outcome=closed.end_cause,
-    )

@@ -11,6 +11,7 @@ from steelyard.entrypoints.cli import (
     audits,
     budgets,
     chargebacks,
+    configuration,
     doctor,
     exports,
     funds,
@@ -92,6 +93,7 @@ for module in (
     tokens,
     exports,
     audits,
+    configuration,
     doctor,
 ):
     module.register(application)

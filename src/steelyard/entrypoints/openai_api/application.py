@@ -23,6 +23,7 @@ from steelyard.entrypoints.openai_api.error_answer import (
     error_headers,
     status_of,
 )
+from steelyard.entrypoints.openai_api.health_answer import health_document
 from steelyard.entrypoints.openai_api.key_answers import (
     balance_document,
     models_document,
@@ -41,6 +42,8 @@ log = structlog.get_logger()
 REQUEST_ID_CHARACTERS_MAX: Final = 128
 # What is parsed in a millisecond is not worth a thread.
 PARSED_HERE_BYTES_MAX: Final = 64 * 1024
+LIVE: Final = "/health/live"
+HEALTH: Final = frozenset({"/health", "/health/ready", LIVE})
 
 
 class GatewayApplication:
@@ -63,6 +66,7 @@ class GatewayApplication:
         self._parts: GatewayParts | None = None
         self._metrics: GatewayMetrics | None = None
         self._created = unix_seconds()
+        self._is_draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -78,6 +82,14 @@ class GatewayApplication:
     async def expose_metrics(self) -> bytes:
         """What Prometheus may read; nothing before the gateway runs."""
         return self._metrics.expose() if self._metrics else b""
+
+    def drain(self) -> None:
+        """Say from now on that no new request should come here."""
+        self._is_draining = True
+
+    def look_at_configuration(self) -> None:
+        """Follow the configuration file at once."""
+        self._running_parts().routing.look_now()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = {
@@ -106,9 +118,9 @@ class GatewayApplication:
             client.errors = COUNTED[path].errors
             _expect(method, "POST")
             await self._count(scope, client, request_id)
-        elif path == "/health":
+        elif path in HEALTH:
             _expect(method, "GET")
-            await self._health(client)
+            await self._tell_health(path, client)
         else:
             await self._tell(scope, client, request_id)
 
@@ -188,10 +200,13 @@ class GatewayApplication:
             return lambda parts, key: models_document(parts, key, path, created=self._created)
         raise EndpointNotFound(f"there is nothing at {path}")
 
-    async def _health(self, client: AsgiClient) -> None:
-        is_ready = bool(self._running_parts().catalog.models())
-        body = {"status": "ready" if is_ready else "waiting for a model"}
-        await client.answer(msgspec.json.encode(body), {}, status=200 if is_ready else 503)
+    async def _tell_health(self, path: str, client: AsgiClient) -> None:
+        if path == LIVE:
+            await client.answer(msgspec.json.encode({"status": "live"}), {})
+            return
+        document = health_document(self._running_parts(), is_draining=self._is_draining)
+        status = 200 if document["status"] == "ready" else 503
+        await client.answer(msgspec.json.encode(document), {}, status=status)
 
     async def _answer_error(
         self, client: AsgiClient, error: SteelyardError, request_id: str

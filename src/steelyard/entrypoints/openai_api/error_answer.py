@@ -27,7 +27,13 @@ from steelyard.gateway.refusals import (
     SurfaceNotServed,
     UnsupportedMediaType,
 )
-from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
+from steelyard.gateway.upstreams.base import (
+    CircuitOpen,
+    UpstreamFailed,
+    UpstreamKeyRefused,
+    UpstreamTimedOut,
+    UpstreamUnavailable,
+)
 from steelyard.metering.audio_length import AudioTruncated, AudioUnsupported
 from steelyard.metering.upstream_usage import UpstreamUsageMalformed
 from steelyard.pricing.price_book import PriceNotFound
@@ -113,8 +119,11 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     HeadersTooLarge: 431,
     PriceNotFound: 503,
     UpstreamFailed: 502,
+    UpstreamKeyRefused: 502,
+    UpstreamTimedOut: 504,
     UpstreamUsageMalformed: 502,
     UpstreamUnavailable: 503,
+    CircuitOpen: 503,
     EventLogUnavailable: 503,
     AnswersUnavailable: 503,
     InternalError: 500,
@@ -131,6 +140,7 @@ _TYPES: Final[dict[int, str]] = {
     502: "upstream_error",
     500: "server_error",
     503: "service_unavailable_error",
+    504: "upstream_error",
 }
 
 
@@ -156,7 +166,8 @@ def error_body(error: SteelyardError) -> bytes:
 
 def error_headers(error: SteelyardError) -> dict[str, str]:
     """When to come back, where coming back helps."""
-    if isinstance(error, RateLimited):
+    if isinstance(error, RateLimited | CircuitOpen):
         retry_after = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
-        return retry_after | limit_headers(error.allowances)
+        is_limit = isinstance(error, RateLimited)
+        return retry_after | (limit_headers(error.allowances) if is_limit else {})
     return {"retry-after": str(RETRY_AFTER_S)} if status_of(error) == 503 else {}

@@ -23,9 +23,57 @@ class UpstreamFailed(Failure):
     code = "upstream_failed"
 
 
+class UpstreamTimedOut(UpstreamFailed):
+    """The model's server took too long."""
+
+    code = "upstream_timed_out"
+
+
+class UpstreamKeyRefused(UpstreamFailed):
+    """The model's server does not take the key that we have for it."""
+
+    code = "upstream_key_refused"
+
+
+class CircuitOpen(UpstreamUnavailable):
+    """Every server of this model has failed several times in a row, and rests."""
+
+    code = "circuit_open"
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long each phase may take; the total is of the whole answer, and may be without limit."""
+
+    connect_s: float
+    first_token_s: float
+    between_tokens_s: float
+    total_s: float | None = None
+
+    @property
+    def silence_s(self) -> float:
+        """The longest silence of any kind; all that can be said of an answer that comes whole."""
+        return max(self.first_token_s, self.between_tokens_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedModel:
+    """A model as its upstream lists it, with what it tells of it."""
+
+    id: str
+    context_tokens_max: int | None = None
+    tokenizer: TokenizerFacts | None = None
+    has_chat_template: bool = True
+    paths: frozenset[str] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model as its upstream describes it; the context is in tokens.
+    """A model as it is served: by its own name, on one upstream; the context is in tokens.
 
     `paths` is what this model can do, where it is not all that its upstream can.
     """
@@ -88,13 +136,13 @@ class Upstream(Protocol):
     count_source: CountSource
     habits: Habits
 
-    async def models(self) -> list[ServedModel]:
-        """What it serves now; raises UpstreamUnavailable."""
+    async def models(self) -> list[ListedModel]:
+        """What it serves now; raises UpstreamUnavailable or UpstreamFailed."""
         ...
 
     async def count_prompt_tokens(self, path: str, body: bytes) -> int:
         """Exactly as many tokens as the model would see, asked at this path; raises
-        UpstreamUnavailable."""
+        UpstreamUnavailable or UpstreamFailed. Only for habits that say where it counts."""
         ...
 
     async def answer(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 CHAT: Final = "/v1/chat/completions"
 COMPLETIONS: Final = "/v1/completions"
@@ -13,6 +13,19 @@ CLASSIFICATIONS: Final = "/v1/classifications"
 MODERATIONS: Final = "/v1/moderations"
 RERANK: Final = "/v1/rerank"
 TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
+PATHS: Final = frozenset(
+    {
+        CHAT,
+        COMPLETIONS,
+        EMBEDDINGS,
+        RESPONSES,
+        MESSAGES,
+        CLASSIFICATIONS,
+        MODERATIONS,
+        RERANK,
+        TRANSCRIPTIONS,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +38,9 @@ class Habits:
     bounds of other work.
     `knows_tenants` says that it takes turns between callers (`X-Fairness-Key`), and keeps the cached
     prompts of one from another (`cache_salt`).
+    `has_request_log` says that it can tell what became of a request.
+    `counts_at` says where it counts a prompt: at `/tokenize`, as Anthropic does, or nowhere.
+    `has_deployment_paths` says that the model is a part of the path.
     """
 
     paths: frozenset[str] = frozenset({CHAT, COMPLETIONS})
@@ -32,6 +48,21 @@ class Habits:
     limit_fields: Mapping[str, str] = field(default_factory=dict[str, str])
     takes_prompt_bound: bool = False
     knows_tenants: bool = False
+    has_request_log: bool = False
+    counts_at: Literal["tokenize", "messages"] | None = None
+    has_deployment_paths: bool = False
+
+    def path_for(self, path: str, *, model: str) -> str:
+        """Where a path of OpenAI's is found on this kind of server."""
+        if self.has_deployment_paths:
+            return f"/openai/deployments/{model}{path.removeprefix('/v1')}"
+        return path
 
 
-ENGINE: Final = Habits(has_running_usage=True, takes_prompt_bound=True, knows_tenants=True)
+ENGINE: Final = Habits(
+    has_running_usage=True,
+    takes_prompt_bound=True,
+    knows_tenants=True,
+    has_request_log=True,
+    counts_at="tokenize",
+)

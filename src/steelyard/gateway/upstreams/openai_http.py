@@ -1,7 +1,9 @@
-"""Any server that speaks OpenAI's protocol over HTTP: our engine, vLLM and others."""
+"""Any server that speaks OpenAI's or Anthropic's protocol over HTTP: our engine, vLLM and others."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal
 
@@ -10,11 +12,14 @@ import msgspec
 
 from steelyard.gateway.event_stream import EventStreamReader, EventTooLong
 from steelyard.gateway.upstreams.base import (
+    ListedModel,
     LoggedAttempt,
     LoggedAttempts,
-    ServedModel,
+    Timeouts,
     UpstreamAnswer,
     UpstreamFailed,
+    UpstreamKeyRefused,
+    UpstreamTimedOut,
     UpstreamUnavailable,
 )
 from steelyard.gateway.upstreams.habits import Habits
@@ -23,6 +28,8 @@ from steelyard.metering.usage_event import CountSource
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 LOG_PATH = "/requests"
+# Calls that are no work: lists of models, and counts.
+CALL_TIMEOUT_S = 15.0
 
 
 class _Tokenizer(msgspec.Struct):
@@ -38,16 +45,19 @@ class _Tokenizer(msgspec.Struct):
 
 class _Model(msgspec.Struct):
     id: str
-    max_model_len: int
-    steelyard: _Tokenizer
+    max_model_len: int | None = None
+    steelyard: _Tokenizer | None = None
 
 
 class _Models(msgspec.Struct):
-    data: list[_Model]
+    data: list[_Model] | None = None
 
 
 class _Count(msgspec.Struct):
-    count: int
+    """A count as our engine and vLLM give it, or as Anthropic does."""
+
+    count: int | None = None
+    input_tokens: int | None = None
 
 
 class _LoggedAnswer(msgspec.Struct, gc=False):
@@ -111,24 +121,36 @@ class OpenAIHttpUpstream:
         *,
         count_source: CountSource,
         habits: Habits,
-        connect_timeout_s: float,
-        between_bytes_timeout_s: float,
+        timeouts: Timeouts,
         connections_max: int,
+        api_url: str | None = None,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.count_source: CountSource = count_source
         self.habits = habits
-        self._url = url.rstrip("/")
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=connect_timeout_s, sock_read=between_bytes_timeout_s
-        )
+        # How many requests are open on it: it is closed when there are none.
+        self.open_count = 0
+        self._root = url.rstrip("/")
+        self._api_url = (api_url or f"{self._root}/v1").rstrip("/")
+        self._query = query
+        # A server must not compress what we pass on as it comes.
+        self._headers = {"Accept-Encoding": "identity", **(headers or {})}
+        self._timeouts = timeouts
         self._connections_max = connections_max
         self._client: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> "OpenAIHttpUpstream":
+        timeouts = self._timeouts
         connector = aiohttp.TCPConnector(limit=self._connections_max, keepalive_timeout=30)
         self._client = aiohttp.ClientSession(
-            connector=connector, timeout=self._timeout, auto_decompress=False
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(
+                total=None, sock_connect=timeouts.connect_s, sock_read=timeouts.silence_s
+            ),
+            headers=self._headers,
+            auto_decompress=False,
         )
         return self
 
@@ -141,36 +163,56 @@ class OpenAIHttpUpstream:
         assert self._client is not None, "left without being entered"
         await self._client.close()
 
-    async def models(self) -> list[ServedModel]:
-        answer = await self._call("GET", "/v1/models", None)
+    async def models(self) -> list[ListedModel]:
+        answer = await self._look("GET", "/v1/models", None)
+        if answer.status in {404, 405}:
+            # It is there, and keeps no list.
+            return []
+        _expect_good(answer, self.name, "/v1/models")
         try:
             listed = msgspec.json.decode(answer.body, type=_Models)
-        except msgspec.ValidationError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise UpstreamFailed(f"{self.name} lists its models in a way we cannot read") from error
-        return [self._served(model) for model in listed.data]
+        return [_listed(model) for model in listed.data or ()]
 
     async def count_prompt_tokens(self, path: str, body: bytes) -> int:
-        del path
-        answer = await self._call("POST", "/tokenize", body)
-        return msgspec.json.decode(answer.body, type=_Count).count
+        assert self.habits.counts_at is not None, f"{self.name} counts nowhere"
+        at = "/tokenize" if self.habits.counts_at == "tokenize" else f"{path}/count_tokens"
+        answer = await self._look("POST", at, body)
+        _expect_good(answer, self.name, at)
+        try:
+            counted = msgspec.json.decode(answer.body, type=_Count)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise UpstreamFailed(f"{self.name} counts in a way we cannot read") from error
+        count = counted.input_tokens if counted.count is None else counted.count
+        if count is None or count < 0:
+            raise UpstreamFailed(f"{self.name} was asked to count, and gave no count")
+        return count
 
     async def answer(
         self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> UpstreamAnswer:
-        async with self._request(
-            "POST", path, body, request_id, tenant=tenant, content_type=content_type
-        ) as response:
-            return await _read(response)
+        try:
+            async with (
+                asyncio.timeout(self._timeouts.total_s),
+                self._request(
+                    "POST", path, body, request_id, tenant=tenant, content_type=content_type
+                ) as response,
+            ):
+                return await _read(response)
+        except TimeoutError as error:
+            raise self._too_slow("whole answer", self._timeouts.total_s) from error
 
     async def logged_attempts(self, request_ids: Sequence[str]) -> LoggedAttempts:
+        if not self.habits.has_request_log:
+            return LoggedAttempts({})
         body = msgspec.json.encode({"request_ids": request_ids})
         async with self._request("POST", LOG_PATH, body, None) as response:
             answer = await _read(response)
         if answer.status in {404, 405}:
             # A server that keeps no log knows of nothing.
             return LoggedAttempts({})
-        if answer.status != 200:
-            raise UpstreamUnavailable(f"{self.name} answered {LOG_PATH} with {answer.status}")
+        _expect_good(answer, self.name, LOG_PATH)
         try:
             logged = _logged_decoder.decode(answer.body).requests
         except msgspec.DecodeError as error:
@@ -189,17 +231,39 @@ class OpenAIHttpUpstream:
     async def stream(
         self, path: str, body: bytes, *, request_id: str, tenant: str, content_type: str
     ) -> AsyncGenerator["_Stream"]:
+        timeouts, began_s = self._timeouts, asyncio.get_running_loop().time()
+        ends_s = None if timeouts.total_s is None else began_s + timeouts.total_s
+        pace = _Pace(self.name, timeouts, began_s + timeouts.first_token_s, ends_s)
         async with self._request(
-            "POST", path, body, request_id, tenant=tenant, content_type=content_type
+            "POST",
+            path,
+            body,
+            request_id,
+            tenant=tenant,
+            content_type=content_type,
+            answers_by_s=pace.deadline_s,
         ) as response:
-            yield _Stream(response)
+            yield _Stream(response, pace)
 
-    async def _call(self, method: str, path: str, body: bytes | None) -> UpstreamAnswer:
-        async with self._request(method, path, body, None) as response:
-            answer = await _read(response)
-        if answer.status != 200:
-            raise UpstreamUnavailable(f"{self.name} answered {path} with {answer.status}")
-        return answer
+    async def _look(self, method: str, path: str, body: bytes | None) -> UpstreamAnswer:
+        """A call that is no work."""
+        try:
+            async with (
+                asyncio.timeout(CALL_TIMEOUT_S),
+                self._request(method, path, body, None) as response,
+            ):
+                return await _read(response)
+        except TimeoutError as error:
+            raise UpstreamUnavailable(f"{self.name} does not answer {path}") from error
+
+    def _too_slow(self, what: str, limit_s: float | None) -> UpstreamTimedOut:
+        return UpstreamTimedOut(f"{self.name} took longer than {limit_s} s for the {what}")
+
+    def _address(self, path: str) -> str:
+        """The paths of the API are behind its own URL, all others at the root."""
+        if path.startswith("/v1/"):
+            return self._api_url + path.removeprefix("/v1") + self._query
+        return self._root + path + self._query
 
     @asynccontextmanager
     async def _request(
@@ -211,6 +275,7 @@ class OpenAIHttpUpstream:
         *,
         tenant: str | None = None,
         content_type: str = "application/json",
+        answers_by_s: float | None = None,
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         assert self._client is not None, "used without being entered"
         headers = {"Content-Type": content_type}
@@ -218,44 +283,112 @@ class OpenAIHttpUpstream:
             headers["X-Request-Id"] = request_id
         if tenant is not None and self.habits.knows_tenants:
             headers["X-Fairness-Key"] = tenant
+        self.open_count += 1
         try:
-            response = await self._client.request(
-                method, self._url + path, data=body, headers=headers
-            )
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise UpstreamUnavailable(f"{self.name} cannot be reached; try again") from error
-        try:
-            yield response
+            response = await self._send(method, path, body, headers, answers_by_s=answers_by_s)
+            try:
+                yield response
+            finally:
+                # An answer that was not read to its end must not go back to the pool: closing the
+                # connection is also what tells the upstream to stop.
+                if response.content.at_eof():
+                    response.release()
+                else:
+                    response.close()
         finally:
-            # An answer that was not read to its end must not go back to the pool: closing the
-            # connection is also what tells the upstream to stop.
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+            self.open_count -= 1
 
-    def _served(self, model: _Model) -> ServedModel:
-        facts = model.steelyard
-        return ServedModel(
-            id=model.id,
-            upstream=self.name,
-            context_tokens_max=model.max_model_len,
-            has_chat_template=facts.has_chat_template,
-            tokenizer=TokenizerFacts(
-                sha256=facts.tokenizer_sha256,
-                is_byte_level=facts.byte_level,
-                bytes_per_token_max=facts.bytes_per_token_max,
-                template_tokens_base=facts.template_tokens_base,
-                template_tokens_per_message=facts.template_tokens_per_message,
-                special_tokens_added=facts.special_tokens_added,
-            ),
-            paths=facts.paths,
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        *,
+        answers_by_s: float | None,
+    ) -> aiohttp.ClientResponse:
+        """Ask, and wait for the beginning of an answer."""
+        assert self._client is not None, "used without being entered"
+        if self._client.closed:
+            raise UpstreamUnavailable(f"{self.name} is not configured any more")
+        try:
+            async with asyncio.timeout_at(answers_by_s):
+                # A redirection would carry our key to wherever it points.
+                return await self._client.request(
+                    method, self._address(path), data=body, headers=headers, allow_redirects=False
+                )
+        except aiohttp.SocketTimeoutError as error:
+            raise self._too_slow("beginning", self._timeouts.silence_s) from error
+        except aiohttp.ClientError as error:
+            raise UpstreamUnavailable(f"{self.name} cannot be reached; try again") from error
+        except TimeoutError as error:
+            raise self._too_slow("first token", self._timeouts.first_token_s) from error
+
+
+@dataclass(slots=True)
+class _Pace:
+    """Until when the next event of a stream must be there."""
+
+    name: str
+    timeouts: Timeouts
+    next_by_s: float | None
+    ends_s: float | None
+    has_begun: bool = False
+
+    @property
+    def deadline_s(self) -> float:
+        """When the wait that begins now is over: the first is counted from the question."""
+        if self.next_by_s is None:
+            now_s = asyncio.get_running_loop().time()
+            self.next_by_s = now_s + self.timeouts.between_tokens_s
+        return self.next_by_s if self.ends_s is None else min(self.next_by_s, self.ends_s)
+
+    def came(self) -> None:
+        """An event has come: the clock of the next starts with the wait for it."""
+        self.has_begun, self.next_by_s = True, None
+
+    def too_slow(self) -> UpstreamTimedOut:
+        timeouts = self.timeouts
+        if self.deadline_s == self.ends_s:
+            return UpstreamTimedOut(f"{self.name} took longer than {timeouts.total_s} s")
+        if self.has_begun:
+            return UpstreamTimedOut(f"{self.name} was silent for {timeouts.between_tokens_s} s")
+        return UpstreamTimedOut(
+            f"{self.name} took longer than {timeouts.first_token_s} s for the first token"
         )
 
 
+def _expect_good(answer: UpstreamAnswer, name: str, path: str) -> None:
+    if answer.status in {401, 403}:
+        raise UpstreamKeyRefused(f"{name} does not take the key that we have for it")
+    if answer.status != 200:
+        raise UpstreamUnavailable(f"{name} answered {path} with {answer.status}")
+
+
+def _listed(model: _Model) -> ListedModel:
+    facts = model.steelyard
+    if facts is None:
+        return ListedModel(model.id, model.max_model_len)
+    return ListedModel(
+        id=model.id,
+        context_tokens_max=model.max_model_len,
+        has_chat_template=facts.has_chat_template,
+        tokenizer=TokenizerFacts(
+            sha256=facts.tokenizer_sha256,
+            is_byte_level=facts.byte_level,
+            bytes_per_token_max=facts.bytes_per_token_max,
+            template_tokens_base=facts.template_tokens_base,
+            template_tokens_per_message=facts.template_tokens_per_message,
+            special_tokens_added=facts.special_tokens_added,
+        ),
+        paths=facts.paths,
+    )
+
+
 class _Stream:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, pace: _Pace) -> None:
         self._response = response
+        self._pace = pace
 
     @property
     def status(self) -> int:
@@ -271,17 +404,31 @@ class _Stream:
             return
         reader = EventStreamReader()
         try:
-            async for received in self._response.content.iter_any():
-                for payload in reader.feed(received):
+            while received := await self._receive():
+                payloads = reader.feed(received)
+                if payloads:
+                    self._pace.came()
+                for payload in payloads:
                     yield payload
             for payload in reader.end():
                 yield payload
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except TimeoutError as error:
+            raise self._pace.too_slow() from error
+        except aiohttp.ClientError as error:
             raise UpstreamFailed(
                 "the model's server broke off in the middle of the answer"
             ) from error
         except EventTooLong as error:
             raise UpstreamFailed("the model's server sent an event without end") from error
+
+    async def _receive(self) -> bytes:
+        """What has come, without a timer where something has; empty at the end."""
+        content = self._response.content
+        received = content.read_nowait()
+        if received or content.at_eof():
+            return received
+        async with asyncio.timeout_at(self._pace.deadline_s):
+            return await content.readany()
 
 
 async def _read(response: aiohttp.ClientResponse) -> UpstreamAnswer:
@@ -293,6 +440,8 @@ async def _read(response: aiohttp.ClientResponse) -> UpstreamAnswer:
             size += len(piece)
             if size > ANSWER_BYTES_MAX:
                 raise UpstreamFailed("the model's server sent an answer without end")
-    except (aiohttp.ClientError, TimeoutError) as error:
+    except aiohttp.SocketTimeoutError as error:
+        raise UpstreamTimedOut("the model's server fell silent") from error
+    except aiohttp.ClientError as error:
         raise UpstreamFailed("the model's server broke off") from error
     return UpstreamAnswer(response.status, b"".join(pieces), response.headers.get("Retry-After"))

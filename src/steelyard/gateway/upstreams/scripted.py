@@ -11,9 +11,9 @@ import msgspec
 
 from steelyard.gateway.event_stream import EventStreamReader
 from steelyard.gateway.upstreams.base import (
+    ListedModel,
     LoggedAttempt,
     LoggedAttempts,
-    ServedModel,
     UpstreamAnswer,
     UpstreamFailed,
     UpstreamUnavailable,
@@ -47,13 +47,15 @@ class Script:
     """What the upstream does with the next request; one word is one token.
 
     `fails_after_words` breaks the answer off, `hangs_after_words` leaves it open for ever, and
-    `reports_usage` says whether counts are sent at all.
+    `reports_usage` says whether counts are sent at all. One that is away lists no models either; one
+    that `drops_requests` does.
     """
 
     words: Sequence[str] = ("hello", "world")
     prompt_tokens: int = 7
     status: int = 200
     is_away: bool = False
+    drops_requests: bool = False
     fails_after_words: int | None = None
     hangs_after_words: int | None = None
     finish_reason: str = "stop"
@@ -82,10 +84,10 @@ class ScriptedUpstream:
     logged: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
     running: set[str] = field(default_factory=set[str])
 
-    async def models(self) -> list[ServedModel]:
+    async def models(self) -> list[ListedModel]:
         self._check_presence()
         context = self.context_tokens_max
-        return [ServedModel(self.model, self.name, context, True, FACTS, paths=self.paths)]
+        return [ListedModel(self.model, context, FACTS, paths=self.paths)]
 
     async def count_prompt_tokens(self, path: str, body: bytes) -> int:
         del path, body
@@ -182,10 +184,12 @@ class ScriptedUpstream:
         self._check_presence()
         if content_type == JSON_TYPE:
             self.bodies.append(msgspec.json.decode(body))
-            return
-        form = read_form(body, content_type)
-        sent = {name: part.content for name, part in form.files.items()}
-        self.bodies.append({**{name: form.value(name) for name in form.fields}, **sent})
+        else:
+            form = read_form(body, content_type)
+            sent = {name: part.content for name, part in form.files.items()}
+            self.bodies.append({**{name: form.value(name) for name in form.fields}, **sent})
+        if self.script.drops_requests:
+            raise UpstreamUnavailable("the scripted upstream dropped the request")
 
     def _check_presence(self) -> None:
         if self.script.is_away:

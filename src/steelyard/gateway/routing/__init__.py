@@ -1,0 +1,1 @@
+"""Where a request goes: models, their deployments on upstreams, and what happens when one fails."""
