@@ -75,6 +75,7 @@ class RecordingClient:
     takes_bytes: int | None = None
     # Called with each event that it gets.
     watches: Callable[[], None] | None = None
+    leaves_after_events: int | None = None
     status: int | None = None
     document: dict[str, Any] = field(default_factory=dict[str, Any])
     body: bytes = b""
@@ -84,7 +85,7 @@ class RecordingClient:
     _gone: anyio.Event = field(default_factory=anyio.Event)
 
     async def left(self) -> None:
-        if self.leaves_after == 0:
+        if 0 in {self.leaves_after, self.leaves_after_events}:
             self._gone.set()
         await self._gone.wait()
 
@@ -105,6 +106,8 @@ class RecordingClient:
         if self.watches is not None:
             self.watches()
         if self.leaves_after is not None and len(self.words()) >= self.leaves_after:
+            self._gone.set()
+        if self.leaves_after_events is not None and len(self.events) >= self.leaves_after_events:
             self._gone.set()
 
     async def answer(self, body: bytes, headers: Mapping[str, str]) -> None:

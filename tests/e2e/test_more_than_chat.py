@@ -18,7 +18,7 @@ from tests.recordings import record
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "more-than-chat.md"
 SCRIPT = """
-models: [whisper-tiny.en]
+models: [whisper-tiny.en, toy-shapes]
 answers:
   - when: {path: /v1/audio/transcriptions}
     words: [Good, ' morning', ' everybody']
@@ -58,7 +58,19 @@ def test_the_code_of_the_guide_runs_and_is_charged(
     names["client"].close()
 
     assert printed.getvalue().startswith("Good morning everybody Usage")
-    assert printed.getvalue().endswith("Good morning everybody")
+    assert "Good morning everybody" in printed.getvalue()
+    assert printed.getvalue().count("image_generation.step") == 3
+    assert printed.getvalue().endswith("image_generation.completed\n")
+    assert Path("disc.png").read_bytes().startswith(b"\x89PNG")
+    drawn = names["picture"].usage.model_extra
+    assert product.settled(drawn["event_id"], secret)["charge_lines"] == [
+        {
+            "meter": "output.image.equivalent_tokens",
+            "count": str(7 + 64 * 64 * 4 // 256),
+            "price_of_one": "0.000005",
+            "amount": drawn["cost"],
+        }
+    ]
     assert names["subtitles"].startswith("1\n00:00:00,000 --> ")
     usage = names["transcript"].usage.model_extra
     assert usage["cost"] == "0.0003"

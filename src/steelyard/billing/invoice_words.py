@@ -123,6 +123,8 @@ _METERS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         usage.OUTPUT_IMAGE_COUNT: ("Images", "图像（张）"),
         usage.OUTPUT_IMAGE_STEPS: ("Image steps", "图像生成步数"),
         usage.OUTPUT_IMAGE_PIXELS: ("Image pixels", "图像像素"),
+        usage.OUTPUT_IMAGE_WIDTH: ("Image width", "图像宽度"),
+        usage.OUTPUT_IMAGE_HEIGHT: ("Image height", "图像高度"),
         usage.OUTPUT_IMAGE_TOKENS: ("Image output tokens", "图像输出 token"),
         usage.SEARCH: ("Web searches", "联网搜索"),
         usage.CALL: ("Requests", "请求"),

@@ -182,6 +182,9 @@ def _fill_shelf(options: EngineOptions, sources: list[ModelSource], serving: Ser
         if source.kind is ModelKind.SPEECH:
             _load_speech(options, source, serving)
             continue
+        if source.kind is ModelKind.DRAWING:
+            _load_drawing(source, serving)
+            continue
         encoder = _load_encoder(options, source)
         if encoder is not None:
             serving.encoders[encoder.name] = encoder
@@ -197,6 +200,14 @@ def _load_speech(options: EngineOptions, source: ModelSource, serving: Serving) 
     model = load_speech(Path(source.location), name=source.name, threads=threads)
     serving.media.speech[model.name] = model
     _log.info("engine.ready", model=model.name, kind="speech")
+
+
+def _load_drawing(source: ModelSource, serving: Serving) -> None:
+    from steelyard.engine.media.drawing import load_drawing
+
+    model = load_drawing(Path(source.location), name=source.name)
+    serving.media.drawing[model.name] = model
+    _log.info("engine.ready", model=model.name, kind="drawing")
 
 
 def threads_by_default() -> int:

@@ -25,7 +25,7 @@ from steelyard.engine.error_responses import (
     http_exception_response,
     json_response,
 )
-from steelyard.engine.media.routes import MediaRoom, transcribe
+from steelyard.engine.media.routes import MediaRoom, draw, transcribe
 from steelyard.engine.metrics import CONTENT_TYPE, EngineMetrics
 from steelyard.engine.refusals import (
     BodyTooLarge,
@@ -99,6 +99,7 @@ def build_app(serving: Serving) -> Starlette:
         Route("/v1/chat/completions", _guard(edge.chat), methods=["POST"]),
         Route("/v1/completions", _guard(edge.completions), methods=["POST"]),
         Route("/v1/audio/transcriptions", _guard(edge.transcriptions), methods=["POST"]),
+        Route("/v1/images/generations", _guard(edge.images), methods=["POST"]),
     ]
     encoders = edge.encoder_routes
     for path, answer in (
@@ -194,6 +195,12 @@ class _Edge:
             return json_response(await answer(body))
 
         return answered
+
+    async def images(self, request: Request) -> Response:
+        self._serving.ready_shelf()
+        body = await _read_body(request, self._serving.body_bytes_max)
+        request_id = _opaque_header(request, "x-request-id") or new_id()
+        return draw(self._serving.media, body, request_id)
 
     async def tokenize(self, request: Request) -> Response:
         from steelyard.engine.generation import tokenize_body

@@ -14,6 +14,8 @@ WHISPER: Final = "whisper-tiny.en"
 MINILM: Final = "minilm"
 # Trained here from a recipe, at the first start.
 MADE: Final = frozenset({"ticket-classifier", "text-moderation"})
+# A model of ours that draws simple shapes; its weights come with the program.
+TOY_SHAPES: Final = "toy-shapes"
 _SMOLLM2_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -38,6 +40,7 @@ class ModelKind(Enum):
     HUB = "hub"
     SPEECH = "speech"
     MADE = "made"
+    DRAWING = "drawing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,11 @@ def find_model_source(model: str) -> ModelSource:
         return _find_minilm()
     if model in MADE:
         return ModelSource(ModelKind.MADE, model, model)
+    if model == TOY_SHAPES:
+        return ModelSource(ModelKind.DRAWING, TOY_SHAPES, "")
     path = Path(model).expanduser()
+    if (path / "model_index.json").is_file():
+        return ModelSource(ModelKind.DRAWING, path.resolve().name, str(path))
     if (path / "model.bin").is_file() and (path / "tokenizer.json").is_file():
         return ModelSource(ModelKind.SPEECH, path.resolve().name, str(path))
     if path.is_dir():

@@ -70,6 +70,12 @@ class AudioOverBound(EngineRefusal):
     code = "audio_over_bound"
 
 
+class ImageTooLarge(EngineRefusal):
+    """The pictures have more pixels than this engine draws."""
+
+    code = "image_too_large"
+
+
 class ChatTemplateMissing(EngineRefusal):
     """This model has no chat template; use /v1/completions."""
 
@@ -138,6 +144,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     AudioUnsupported: 400,
     AudioTruncated: 400,
     AudioOverBound: 400,
+    ImageTooLarge: 400,
     ServedModelNotFound: 404,
     RequestUnknown: 404,
     RequestLogOff: 404,

@@ -440,12 +440,14 @@ def _size_of(bound: _Bound) -> str:
 def _bound_by_meter(counts_max: Mapping[str, int], pinned: PinnedPrices) -> _Bound:
     """The bounds that cost something: of the units of choice only those that are priced, of which
     there has to be one. Raises PriceNotFound."""
+    choices = UNITS_OF_CHOICE & counts_max.keys()
+    # Work that is priced in such a unit needs no price for the text that it reads.
+    optional = choices | {INPUT_TEXT} if choices else choices
     chosen = {
         meter: count
         for meter, count in counts_max.items()
-        if meter not in UNITS_OF_CHOICE or pinned.prices.bearer_of(meter)
+        if meter not in optional or pinned.prices.bearer_of(meter)
     }
-    choices = UNITS_OF_CHOICE & counts_max.keys()
     if choices and not choices & chosen.keys():
         raise PriceNotFound(
             f"the prices for {pinned.prices.match!r} name none of {', '.join(sorted(choices))}"

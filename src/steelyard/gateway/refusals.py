@@ -49,6 +49,12 @@ class FileEmpty(InvalidRequest):
     code = "file_empty"
 
 
+class ImageTooLarge(Refusal):
+    """The picture has more pixels than are allowed."""
+
+    code = "image_too_large"
+
+
 class AudioTooLong(Refusal):
     """The recording is longer than is allowed."""
 

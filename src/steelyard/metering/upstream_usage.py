@@ -27,7 +27,12 @@ from steelyard.metering.usage import (
     INPUT_TEXT_CACHE_WRITE_1H,
     ITEM,
     OUTPUT_AUDIO_TOKENS,
+    OUTPUT_IMAGE_COUNT,
+    OUTPUT_IMAGE_HEIGHT,
+    OUTPUT_IMAGE_PIXELS,
+    OUTPUT_IMAGE_STEPS,
     OUTPUT_IMAGE_TOKENS,
+    OUTPUT_IMAGE_WIDTH,
     OUTPUT_TEXT,
     OUTPUT_TEXT_REASONING,
     OUTPUT_TRANSCRIPT_CHARACTERS,
@@ -122,6 +127,18 @@ class TranscriptUsage(msgspec.Struct):
     transcript_characters: int | None = None
 
 
+class ImageUsage(msgspec.Struct):
+    """What drawing used: pictures that are there, and steps that were taken for them."""
+
+    type: Literal["image"]
+    input_tokens: int = 0
+    images: int = 0
+    steps: int = 0
+    width: int = 0
+    height: int = 0
+    pixels: int = 0
+
+
 class _Shape(msgspec.Struct):
     """Enough of a block to tell which it is."""
 
@@ -138,6 +155,7 @@ _responses_decoder = msgspec.json.Decoder(ResponsesUsage)
 _engine_decoder = msgspec.json.Decoder(EngineShare)
 _NO_TIME: Final[Mapping[str, int]] = MappingProxyType({})
 _anthropic_decoder = msgspec.json.Decoder(AnthropicUsage)
+_image_decoder = msgspec.json.Decoder(ImageUsage)
 _transcript_decoder = msgspec.json.Decoder(TranscriptUsage)
 
 
@@ -152,6 +170,8 @@ def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
             return None
         if shape.type in {"duration", "tokens"}:
             return translate_transcript_usage(_transcript_decoder.decode(raw))
+        if shape.type == "image":
+            return translate_image_usage(_image_decoder.decode(raw))
         if shape.prompt_tokens is not None:
             return translate_openai_usage(_openai_decoder.decode(raw))
         if shape.input_tokens is None and (shape.total_tokens, shape.items) != (None, None):
@@ -231,6 +251,21 @@ def _engine_time(raw: msgspec.Raw) -> Mapping[str, int]:
         return _NO_TIME
     meter = ENGINE_GPU_MICROSECONDS if share.device == "gpu" else ENGINE_CPU_MICROSECONDS
     return {meter: share.device_us}
+
+
+def translate_image_usage(block: ImageUsage) -> Usage:
+    """The size counts once a step was taken or a picture is there."""
+    is_begun = bool(block.steps or block.images)
+    return _usage(
+        {
+            INPUT_TEXT: block.input_tokens,
+            OUTPUT_IMAGE_COUNT: block.images,
+            OUTPUT_IMAGE_STEPS: block.steps,
+            OUTPUT_IMAGE_WIDTH: block.width if is_begun else 0,
+            OUTPUT_IMAGE_HEIGHT: block.height if is_begun else 0,
+            OUTPUT_IMAGE_PIXELS: block.pixels if is_begun else 0,
+        }
+    )
 
 
 def _disjoint(

@@ -25,6 +25,8 @@ OUTPUT_TRANSCRIPT_CHARACTERS: Final = "output.transcript.characters"
 OUTPUT_IMAGE_COUNT: Final = "output.image.count"
 OUTPUT_IMAGE_STEPS: Final = "output.image.steps"
 OUTPUT_IMAGE_PIXELS: Final = "output.image.pixels"
+OUTPUT_IMAGE_WIDTH: Final = "output.image.width"
+OUTPUT_IMAGE_HEIGHT: Final = "output.image.height"
 OUTPUT_IMAGE_TOKENS: Final = "output.image.tokens"
 SEARCH: Final = "search"
 CALL: Final = "call"
@@ -51,8 +53,10 @@ METERS: Final[Mapping[str, str]] = MappingProxyType(
         OUTPUT_TRANSCRIPT_TOKENS: "tokens of the transcript of sound",
         OUTPUT_TRANSCRIPT_CHARACTERS: "characters of the transcript of sound",
         OUTPUT_IMAGE_COUNT: "images that were made",
-        OUTPUT_IMAGE_STEPS: "steps that were taken to make images",
-        OUTPUT_IMAGE_PIXELS: "pixels of the images that were made",
+        OUTPUT_IMAGE_STEPS: "steps that were taken, each for all images of the request",
+        OUTPUT_IMAGE_PIXELS: "pixels of all images of the request",
+        OUTPUT_IMAGE_WIDTH: "pixels across of each image",
+        OUTPUT_IMAGE_HEIGHT: "pixels down of each image",
         OUTPUT_IMAGE_TOKENS: "tokens of images in the answer",
         SEARCH: "searches of the web on behalf of the request",
         CALL: "answered requests",
@@ -88,6 +92,8 @@ UNITS_OF_CHOICE: Final = frozenset(
         OUTPUT_IMAGE_COUNT,
         OUTPUT_IMAGE_STEPS,
         OUTPUT_IMAGE_PIXELS,
+        OUTPUT_IMAGE_WIDTH,
+        OUTPUT_IMAGE_HEIGHT,
     )
 )
 
@@ -126,11 +132,12 @@ class Usage:
         """The same usage in named meters only: tokens of a meter that is not named are text.
 
         A search, an item or engine time that is not named has no price, and is the operator's own
-        affair. So are the tokens of work that is counted in items, where text is not named. Of the
-        units of choice, those that are named were chosen.
+        affair. So are the tokens of work that is counted in items or in units of choice, where text
+        is not named. Of the units of choice, those that are named were chosen.
         """
         counts: Counter[str] = Counter()
-        is_priced_otherwise = ITEM in self.counts and INPUT_TEXT not in named
+        has_units = ITEM in self.counts or not UNITS_OF_CHOICE.isdisjoint(self.counts)
+        is_priced_otherwise = has_units and INPUT_TEXT not in named
         for meter, count in self.counts.items():
             if meter in named:
                 counts[meter] += count

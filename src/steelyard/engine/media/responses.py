@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from steelyard.engine.error_responses import error_body, error_response, json_response
-from steelyard.engine.media.stepping import Workshop
+from steelyard.engine.media.stepping import Work, Workshop
 from steelyard.errors import SteelyardError
 
 T = TypeVar("T")
@@ -26,7 +26,7 @@ class Telling(Protocol[StepT_contra]):
 
     def event(self, step: StepT_contra) -> dict[str, Any]: ...
 
-    def last_event(self) -> dict[str, Any]: ...
+    def last_events(self) -> list[dict[str, Any]]: ...
 
     def document(self) -> dict[str, Any]: ...
 
@@ -37,7 +37,7 @@ class WorkResponse(Response, Generic[T]):
     def __init__(
         self,
         workshop: Workshop,
-        work: Callable[[], Iterator[T]],
+        work: Work[T],
         telling: Telling[T],
         *,
         is_streamed: bool,
@@ -99,7 +99,8 @@ class WorkResponse(Response, Generic[T]):
         async with self._workshop.at_work(self._work) as steps:
             async for step in steps:
                 yield self._telling.event(step)
-        yield self._telling.last_event()
+        for event in self._telling.last_events():
+            yield event
 
 
 async def _send_part(send: Send, part: bytes) -> None:

@@ -1,25 +1,32 @@
-"""The HTTP routes of speech models. Imports their libraries only through a loaded model."""
+"""The HTTP routes of speech and drawing models. Imports their libraries only through a loaded model."""
 
 from __future__ import annotations
 
+import re
+import secrets
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Protocol, TypeVar
 
+import msgspec
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from steelyard.clock import unix_seconds
 from steelyard.engine.media.responses import WorkResponse
 from steelyard.engine.media.stepping import Workshop
 from steelyard.engine.refusals import InvalidRequest, ServedModelNotFound
+from steelyard.engine.wire import decode_body
 
 if TYPE_CHECKING:
+    from steelyard.engine.media.drawing import ImageModel
     from steelyard.engine.media.speech import SpeechModel
 
 PART_BYTES_MAX: Final = 65_536
+_SIZE: Final = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
 
 
 class MediaModel(Protocol):
@@ -30,11 +37,15 @@ class MediaModel(Protocol):
     facts: dict[str, Any]
 
 
+ModelT = TypeVar("ModelT", bound=MediaModel)
+
+
 @dataclass(slots=True)
 class MediaRoom:
     """The models of this kind, each with a workshop of its own."""
 
     speech: dict[str, SpeechModel] = field(default_factory=dict[str, "SpeechModel"])
+    drawing: dict[str, ImageModel] = field(default_factory=dict[str, "ImageModel"])
     workshops: dict[str, Workshop] = field(default_factory=dict[str, Workshop])
 
     def workshop(self, model: str) -> Workshop:
@@ -42,7 +53,7 @@ class MediaRoom:
 
     @property
     def models(self) -> list[MediaModel]:
-        return list(self.speech.values())
+        return [*self.speech.values(), *self.drawing.values()]
 
 
 async def transcribe(room: MediaRoom, body: bytes, request: Request, request_id: str) -> Response:
@@ -78,7 +89,58 @@ async def transcribe(room: MediaRoom, body: bytes, request: Request, request_id:
     )
 
 
-def _find(models: dict[str, SpeechModel], name: str | None) -> SpeechModel:
+class ImageBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What may be asked of a model that draws."""
+
+    prompt: str
+    model: str | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=10)] | None = None
+    size: str | None = None
+    steps: Annotated[int, msgspec.Meta(ge=1, le=250)] | None = None
+    guidance_scale: Annotated[float, msgspec.Meta(ge=0, le=30)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] | None = None
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png"] | None = None
+    stream: bool | None = None
+    user: str | None = None
+    pixels_max: int | None = None
+
+
+def draw(room: MediaRoom, body: bytes, request_id: str) -> Response:
+    """Draw pictures, all of a request together."""
+    from steelyard.engine.media.drawing import STEPS_DEFAULT, Drawing, PictureWish
+
+    asked = decode_body(body, ImageBody)
+    model = _find(room.drawing, asked.model)
+    wish = PictureWish(
+        prompt=asked.prompt,
+        count=asked.n or 1,
+        steps=asked.steps or STEPS_DEFAULT,
+        size=_read_size(asked.size),
+        # Without a seed every drawing is another one.
+        seed=secrets.randbits(62) if asked.seed is None else asked.seed,
+        guidance=asked.guidance_scale,
+        pixels_max=asked.pixels_max,
+    )
+    return WorkResponse(
+        room.workshop(model.name),
+        partial(model.draw, wish),
+        Drawing(wish, model, created=unix_seconds()),
+        is_streamed=bool(asked.stream),
+        request_id=request_id,
+    )
+
+
+def _read_size(text: str | None) -> tuple[int, int] | None:
+    if text is None or text == "auto":
+        return None
+    found = _SIZE.fullmatch(text)
+    if found is None:
+        raise InvalidRequest("size is WIDTHxHEIGHT, in pixels, or auto", param="size")
+    return int(found[1]), int(found[2])
+
+
+def _find(models: dict[str, ModelT], name: str | None) -> ModelT:
     if name is None and models:
         return next(iter(models.values()))
     if name is None or name not in models:

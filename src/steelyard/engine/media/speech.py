@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -93,8 +93,8 @@ class SpeechModel:
                 f"{self.name} understands {', '.join(languages[:20])} only", param="language"
             )
 
-    def transcribe(self, wish: Wish) -> Iterator[Heard]:
-        """The transcript as it is found; ends where a bound would be passed."""
+    def transcribe(self, wish: Wish, tell: Callable[[Heard], None]) -> None:
+        """Tell the transcript as it is found; ends where a bound would be passed."""
         samples = decode(wish.sound, seconds_max=wish.bounds.seconds_max)
         seconds = len(samples) / RATE
         # Without fallbacks to higher temperatures the same sound gives the same text.
@@ -115,8 +115,8 @@ class SpeechModel:
             if _is_past(tokens, bounds.tokens_max) or _is_past(characters, bounds.characters_max):
                 break
             end = min(segment.end, seconds)
-            yield Heard(min(segment.start, end), end, segment.text, count, seconds, language)
-        yield last
+            tell(Heard(min(segment.start, end), end, segment.text, count, seconds, language))
+        tell(last)
 
     @property
     def _end_of_text(self) -> int:
@@ -211,9 +211,9 @@ class Transcript:
         usage = self._usage(step.end)
         return {"type": "transcript.text.delta", "delta": delta, "usage": usage}
 
-    def last_event(self) -> dict[str, Any]:
+    def last_events(self) -> list[dict[str, Any]]:
         text, usage = self._told, self._usage(self._seconds)
-        return {"type": "transcript.text.done", "text": text, "usage": usage}
+        return [{"type": "transcript.text.done", "text": text, "usage": usage}]
 
     def document(self) -> dict[str, Any]:
         document: dict[str, Any] = {"text": self._told, "usage": self._usage(self._seconds)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Generic, TypeVar
 
@@ -16,9 +16,15 @@ from anyio import CapacityLimiter
 from steelyard.engine.refusals import EngineOverloaded
 
 T = TypeVar("T")
+# Does the work, and tells each step; telling ends it where nobody waits any more.
+Work = Callable[[Callable[[T], None]], None]
 WAITING_MAX: Final = 64
 # One works, the others wait: more would only share the same cores.
 WORKING_MAX: Final = 1
+
+
+class _Stopped(Exception):
+    """Nobody waits for the work any more."""
 
 
 class Steps(Generic[T]):
@@ -37,19 +43,19 @@ class Steps(Generic[T]):
         """Let the work end after the step that it is at."""
         self._should_stop.set()
 
-    async def run(self, work: Callable[[], Iterator[T]], limiter: CapacityLimiter) -> None:
+    async def run(self, work: Work[T], limiter: CapacityLimiter) -> None:
         """Do the work in a thread, and hand each step over."""
 
-        def take_steps() -> None:
-            for step in work():
-                if self._should_stop.is_set():
-                    return
-                anyio.from_thread.run_sync(self._sender.send_nowait, step)
+        def tell(step: T) -> None:
+            if self._should_stop.is_set():
+                raise _Stopped
+            anyio.from_thread.run_sync(self._sender.send_nowait, step)
 
         with self._sender:
             try:
-                if not self._should_stop.is_set():
-                    await anyio.to_thread.run_sync(take_steps, limiter=limiter)
+                await anyio.to_thread.run_sync(work, tell, limiter=limiter)
+            except _Stopped:
+                pass
             except Exception as failure:
                 self.failure = failure
 
@@ -66,7 +72,7 @@ class Workshop:
             raise EngineOverloaded
 
     @asynccontextmanager
-    async def at_work(self, work: Callable[[], Iterator[T]]) -> AsyncGenerator[Steps[T]]:
+    async def at_work(self, work: Work[T]) -> AsyncGenerator[Steps[T]]:
         """Start; leaving the context stops the work at its next step, and raises what it raised."""
         steps = Steps[T]()
         async with anyio.create_task_group() as tasks:

@@ -19,6 +19,7 @@ from steelyard.gateway.limit_headers import limit_headers
 from steelyard.gateway.refusals import (
     AnswerTooLong,
     AudioTooLong,
+    ImageTooLarge,
     InvalidRequest,
     ModelNotFound,
     NotEnoughMoney,
@@ -112,6 +113,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     BodyTooLarge: 413,
     PromptTooLong: 413,
     AudioTooLong: 413,
+    ImageTooLarge: 413,
     UnsupportedMediaType: 415,
     AudioUnsupported: 415,
     TokensOverLimit: 413,

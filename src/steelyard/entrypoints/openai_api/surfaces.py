@@ -13,6 +13,7 @@ from steelyard.gateway.workloads.classification import parse_classification
 from steelyard.gateway.workloads.completion import parse_completion
 from steelyard.gateway.workloads.embedding import parse_embedding
 from steelyard.gateway.workloads.generate import parse_generate
+from steelyard.gateway.workloads.image import parse_image
 from steelyard.gateway.workloads.messages import parse_countable_messages, parse_messages
 from steelyard.gateway.workloads.moderation import parse_moderation
 from steelyard.gateway.workloads.rerank import parse_rerank
@@ -64,6 +65,7 @@ SERVED: Final[Mapping[str, Surface | FormSurface]] = {
     "/v1/rerank": Surface(parse_rerank),
     "/v1/responses": Surface(parse_response, ResponsesErrors()),
     "/v1/messages": Surface(parse_messages, ANTHROPIC),
+    "/v1/images/generations": Surface(parse_image),
     "/v1/audio/transcriptions": FormSurface(parse_transcription),
     "/generate": Surface(parse_generate),
 }

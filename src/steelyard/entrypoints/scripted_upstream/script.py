@@ -7,7 +7,7 @@ import msgspec
 import yaml
 
 from steelyard.errors import Refusal
-from steelyard.gateway.upstreams.habits import CHAT, COMPLETIONS, TRANSCRIPTIONS
+from steelyard.gateway.upstreams.habits import CHAT, COMPLETIONS, IMAGES, TRANSCRIPTIONS
 from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS
 
 UsageScript = Literal["end", "every_chunk", "missing", "zero"]
@@ -48,6 +48,7 @@ class ScriptedAnswer(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     finish_reason: str | None = None
     prompt_tokens: int = 7
     seconds: float = 3.0
+    steps: int = 4
     usage: UsageScript | dict[str, Any] = "end"
     delay_s: float = 0.0
     word_delay_s: float = 0.0
@@ -73,7 +74,7 @@ class Script(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     context_tokens_max: int = 8192
     has_facts: bool = True
     paths: list[str] = msgspec.field(
-        default_factory=lambda: [CHAT, COMPLETIONS, TRANSCRIPTIONS, *sorted(LIST_PATHS)]
+        default_factory=lambda: [CHAT, COMPLETIONS, TRANSCRIPTIONS, IMAGES, *sorted(LIST_PATHS)]
     )
     answers: list[ScriptedAnswer] = []
 

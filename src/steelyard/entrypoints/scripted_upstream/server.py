@@ -17,9 +17,14 @@ from steelyard.entrypoints.openai_api.asgi import Receive, Scope, Send
 from steelyard.entrypoints.scripted_upstream.answers import chunks, list_answer, whole_answer
 from steelyard.entrypoints.scripted_upstream.script import ScriptedAnswer, ScriptPlayer
 from steelyard.gateway.event_stream import write_event
-from steelyard.gateway.upstreams.habits import MESSAGES, RESPONSES, TRANSCRIPTIONS
+from steelyard.gateway.upstreams.habits import IMAGES, MESSAGES, RESPONSES, TRANSCRIPTIONS
 from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS
-from steelyard.gateway.upstreams.scripted_media import transcript, transcript_events
+from steelyard.gateway.upstreams.scripted_media import (
+    image_events,
+    images,
+    transcript,
+    transcript_events,
+)
 from steelyard.gateway.workloads.answer import Answer, PricedUsage
 from steelyard.gateway.workloads.asked import JSON_TYPE
 from steelyard.gateway.workloads.chat_as_messages import ChatAsMessages
@@ -135,6 +140,9 @@ async def _whole(answer: ScriptedAnswer, path: str, asked: Document) -> Document
     if path == TRANSCRIPTIONS:
         has_usage = answer.usage != "missing"
         return transcript(answer.words, seconds=answer.seconds, usage=has_usage)
+    if path == IMAGES:
+        has_usage, count = answer.usage != "missing", asked.get("n") or 1
+        return images(answer.prompt_tokens, count=count, steps=answer.steps, usage=has_usage)
     chat = whole_answer(answer, path=path, model=model, choices=asked.get("n") or 1)
     told = _translator(path, asked)
     if told is None:
@@ -173,11 +181,13 @@ def _events(answer: ScriptedAnswer, path: str, asked: Document) -> Iterator[byte
     options: Document = asked.get("stream_options") or {}
     is_counting = bool(options.get("continuous_usage_stats"))
     model = str(asked.get("model"))
-    parts = (
-        transcript_events(answer.words, seconds=answer.seconds, is_counting=True)
-        if path == TRANSCRIPTIONS
-        else chunks(answer, path=path, model=model, is_counting=is_counting)
-    )
+    if path == TRANSCRIPTIONS:
+        parts = transcript_events(answer.words, seconds=answer.seconds, is_counting=True)
+    elif path == IMAGES:
+        count = asked.get("n") or 1
+        parts = image_events(answer.prompt_tokens, count=count, steps=answer.steps)
+    else:
+        parts = chunks(answer, path=path, model=model, is_counting=is_counting)
     for position, chunk in enumerate(parts):
         if position == answer.breaks_after_words:
             return

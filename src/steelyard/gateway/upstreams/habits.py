@@ -13,6 +13,7 @@ CLASSIFICATIONS: Final = "/v1/classifications"
 MODERATIONS: Final = "/v1/moderations"
 RERANK: Final = "/v1/rerank"
 TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
+IMAGES: Final = "/v1/images/generations"
 PATHS: Final = frozenset(
     {
         CHAT,
@@ -24,6 +25,7 @@ PATHS: Final = frozenset(
         MODERATIONS,
         RERANK,
         TRANSCRIPTIONS,
+        IMAGES,
     }
 )
 

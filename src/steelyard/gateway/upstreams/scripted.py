@@ -1,6 +1,6 @@
 """An upstream that plays a script: answers, delays and faults, with no model behind it."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +22,17 @@ from steelyard.gateway.upstreams.habits import (
     CHAT,
     COMPLETIONS,
     ENGINE,
+    IMAGES,
     TRANSCRIPTIONS,
     Habits,
 )
 from steelyard.gateway.upstreams.scripted_lists import LIST_PATHS, list_document
-from steelyard.gateway.upstreams.scripted_media import transcript, transcript_events
+from steelyard.gateway.upstreams.scripted_media import (
+    image_events,
+    images,
+    transcript,
+    transcript_events,
+)
 from steelyard.gateway.workloads.asked import JSON_TYPE
 from steelyard.gateway.workloads.form import read_form
 from steelyard.metering.token_bound import TokenizerFacts
@@ -63,6 +69,8 @@ class Script:
     usage: dict[str, Any] | None = None
     # How long a sound is, as the upstream finds.
     seconds: float = 3.0
+    # How many steps a picture takes.
+    steps: int = 4
     # What is sent instead, byte for byte, in writes of so many bytes.
     raw: bytes | None = None
     raw_write_bytes: int = 65_536
@@ -78,7 +86,9 @@ class ScriptedUpstream:
     count_source: CountSource = "provider"
     habits: Habits = ENGINE
     context_tokens_max: int = 8192
-    paths: frozenset[str] | None = frozenset({CHAT, COMPLETIONS, TRANSCRIPTIONS, *LIST_PATHS})
+    paths: frozenset[str] | None = frozenset(
+        {CHAT, COMPLETIONS, TRANSCRIPTIONS, IMAGES, *LIST_PATHS}
+    )
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     cancelled_count: int = 0
     logged: dict[str, dict[str, Any]] = field(default_factory=dict[str, dict[str, Any]])
@@ -122,6 +132,13 @@ class ScriptedUpstream:
         if path == TRANSCRIPTIONS:
             script = self.script
             return transcript(script.words, seconds=script.seconds, usage=script.reports_usage)
+        if path == IMAGES:
+            return images(
+                self.script.prompt_tokens,
+                count=self.bodies[-1].get("n") or 1,
+                steps=self.script.steps,
+                usage=self.script.reports_usage,
+            )
         message = {"role": "assistant", "content": " ".join(self.script.words)}
         choice = {"index": 0, "message": message, "finish_reason": self.script.finish_reason}
         document: dict[str, Any] = {"id": "scripted", "model": self.model, "choices": [choice]}
@@ -143,17 +160,27 @@ class ScriptedUpstream:
 
     async def events(self, path: str) -> AsyncIterator[dict[str, Any]]:
         """The events of a stream, whatever was asked."""
-        script = self.script
+        script, is_counting = self.script, self.habits.has_running_usage
+        told: Iterable[dict[str, Any]] = ()
         if path == TRANSCRIPTIONS:
             told = transcript_events(
                 script.words,
                 seconds=script.seconds,
-                is_counting=self.habits.has_running_usage,
+                is_counting=is_counting,
                 usage=script.reports_usage,
             )
-            for position, event in enumerate(told):
-                await self._act_at(position)
-                yield event
+        elif path == IMAGES:
+            told = image_events(
+                script.prompt_tokens,
+                count=self.bodies[-1].get("n") or 1,
+                steps=script.steps,
+                is_counting=is_counting,
+                usage=script.reports_usage,
+            )
+        for position, event in enumerate(told):
+            await self._act_at(position)
+            yield event
+        if path in {TRANSCRIPTIONS, IMAGES}:
             return
         async for chunk in self.chunks():
             yield chunk
