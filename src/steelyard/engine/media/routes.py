@@ -98,7 +98,7 @@ class ImageBody(msgspec.Struct, forbid_unknown_fields=True):
     size: str | None = None
     steps: Annotated[int, msgspec.Meta(ge=1, le=250)] | None = None
     guidance_scale: Annotated[float, msgspec.Meta(ge=0, le=30)] | None = None
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**62)] | None = None
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
     stream: bool | None = None
