@@ -2,8 +2,9 @@
 model."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Final
 
 from steelyard.access.limits import (
     NO_LIMITS,
@@ -20,6 +21,7 @@ from steelyard.access.limits import (
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.gateway.snapshot import Snapshot
 
+FOUND_MAX: Final = 10_000
 LimitsByPlace = Mapping[tuple[LimitScope, str], LimitSet]
 _Place = tuple[LimitScope, str, LimitSet]
 
@@ -64,10 +66,38 @@ class LimitDirectory:
 
     snapshot: Snapshot[LimitsByPlace]
     defaults: LimitDefaults
+    # What was found since the limits were last read, and of which copy of a key.
+    _found: dict[tuple[str, str, str | None], tuple[VirtualKey, LimitsInForce]] = field(
+        default_factory=dict[tuple[str, str, str | None], tuple[VirtualKey, LimitsInForce]]
+    )
+    _found_in: LimitsByPlace | None = None
 
     def over(self, key: VirtualKey, *, model: str, asked: str | None = None) -> LimitsInForce:
         """The limits over a key that asks for a model, by this name or its own; raises
         ModelNotAllowed."""
+        if self._found_in is not self.snapshot.copy or len(self._found) >= FOUND_MAX:
+            self._found_in = self.snapshot.copy
+            self._found.clear()
+        found = self._found.get((key.id, model, asked))
+        if found is not None and found[0] is key:
+            return found[1]
+        limits = self._over(key, model=model, asked=asked)
+        self._found[key.id, model, asked] = key, limits
+        return limits
+
+    def allows_model(self, key: VirtualKey, model: str) -> bool:
+        return all(limits.allows_model(model) for _, _, limits in self._tree(key))
+
+    def check_address(self, key: VirtualKey, find: Callable[[], IpAddress | None]) -> None:
+        """Raises AddressNotAllowed where a place over the key has ranges without the address of the
+        client, which is looked for only then."""
+        for _, _, limits in self._tree(key):
+            if limits.ip_ranges:
+                address = find()
+                if address is None or not is_within(address, _ranges(limits.ip_ranges)):
+                    raise AddressNotAllowed(f"this key does not work from {address or 'here'}")
+
+    def _over(self, key: VirtualKey, *, model: str, asked: str | None) -> LimitsInForce:
         tree = self._tree(key)
         said = [limits for _, _, limits in tree if limits is not NO_LIMITS]
         for limits in said:
@@ -90,18 +120,6 @@ class LimitDirectory:
             input_tokens_max,
             _lowest((output_tokens_max, of_model.output_tokens_max)),
         )
-
-    def allows_model(self, key: VirtualKey, model: str) -> bool:
-        return all(limits.allows_model(model) for _, _, limits in self._tree(key))
-
-    def check_address(self, key: VirtualKey, find: Callable[[], IpAddress | None]) -> None:
-        """Raises AddressNotAllowed where a place over the key has ranges without the address of the
-        client, which is looked for only then."""
-        for _, _, limits in self._tree(key):
-            if limits.ip_ranges:
-                address = find()
-                if address is None or not is_within(address, _ranges(limits.ip_ranges)):
-                    raise AddressNotAllowed(f"this key does not work from {address or 'here'}")
 
     def _tree(self, key: VirtualKey) -> list[_Place]:
         """The places above a key, and the key itself at the end."""
