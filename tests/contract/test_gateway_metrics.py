@@ -32,6 +32,7 @@ def test_requests_are_counted_by_outcome_with_tokens_and_money(world: World) -> 
     charged = sum(read_decimal(event.data.amount) for event in world.events())
     assert samples["steelyard_requests_total", "completed"] == 2
     assert samples["steelyard_requests_total", "client_left"] == 1
+    assert samples["steelyard_attempts_total", "completed", "scripted"] == 2
     assert samples["steelyard_charged_picos_total", "USD"] == charged
     assert samples["gen_ai_client_token_usage_sum", "scripted", "input"] == 3 * 7
     assert samples["gen_ai_client_token_usage_sum", "scripted", "output"] == 2 + 2 + 1
@@ -66,6 +67,21 @@ def test_a_hold_that_nobody_lets_go_of_is_unexplained(world: World) -> None:
     anyio.run(world.holding.place, hold, scope)
 
     assert read()["steelyard_unexplained_holds",] == 1
+
+
+def test_a_hold_that_grows_is_told_as_large_as_it_is(world: World) -> None:
+    acme = world.organisation(dollars="1")
+    read = _reader(world)
+    hold = Hold(new_id(), acme.id, Money(5, USD), world.outbox.source, world.clock.now(), "{}")
+    scope = HoldScope(acme.id, "a department", None, "a key", tokens_max=1)
+
+    async def place_and_grow() -> None:
+        placed = await world.holding.place(hold, scope)
+        await world.holding.grow(placed, amount=Money(9, USD), tokens_max=1)
+
+    anyio.run(place_and_grow)
+
+    assert read()["steelyard_gateway_held_picos", "USD"] == 9
 
 
 def test_what_is_leased_is_free_or_held(world: World) -> None:

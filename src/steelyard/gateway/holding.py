@@ -81,11 +81,16 @@ class Holding:
         """Hold so much in all; what is held then. None where the hold's lease has too little;
         raises as the hold desk does."""
         if hold.lease_id is not None:
-            return amount if self.wallet.grow(hold, amount=amount, tokens_max=tokens_max) else None
-        at = self.clock.now()
-        growing = self.hold_desk.grow(hold.id, amount=amount, tokens_max=tokens_max, at=at)
-        # A client that leaves meanwhile must not take back what the hold desk is at work on.
-        return (await asyncio.shield(asyncio.wrap_future(growing))).amount
+            if not self.wallet.grow(hold, amount=amount, tokens_max=tokens_max):
+                return None
+        else:
+            at = self.clock.now()
+            growing = self.hold_desk.grow(hold.id, amount=amount, tokens_max=tokens_max, at=at)
+            # A client that leaves meanwhile must not take back what the hold desk is at work on.
+            amount = (await asyncio.shield(asyncio.wrap_future(growing))).amount
+        if hold.id in self.open_holds:
+            self.open_holds[hold.id] = replace(hold, amount=amount)
+        return amount
 
     def release(self, hold: Hold, draft: EventDraft, usage: Usage, charged: Money) -> PendingEvent:
         """Append the event of an attempt, and make free what its hold did not need."""

@@ -10,6 +10,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from steelyard.errors import Failure
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.closing import Closed
 from steelyard.metering.answer_meter import AnswerMeter
@@ -31,6 +32,7 @@ class RequestMetrics:
     registry: CollectorRegistry = field(default_factory=CollectorRegistry)
     in_flight: dict[str, Admitted] = field(default_factory=dict[str, Admitted])
     _outcomes: Counter = field(init=False)
+    _attempts: Counter = field(init=False)
     _refusals: Counter = field(init=False)
     _charged: Counter = field(init=False)
     _tokens: Histogram = field(init=False)
@@ -41,8 +43,14 @@ class RequestMetrics:
         of_model = ["gen_ai_request_model"]
         self._outcomes = Counter(
             "steelyard_requests",
-            "Requests that were admitted, by how they ended.",
+            "Requests that were admitted, by how their last attempt ended.",
             ["outcome"],
+            registry=self.registry,
+        )
+        self._attempts = Counter(
+            "steelyard_attempts",
+            "Attempts that were closed, by upstream and end cause.",
+            ["upstream", "outcome"],
             registry=self.registry,
         )
         self._refusals = Counter(
@@ -53,13 +61,13 @@ class RequestMetrics:
         )
         self._charged = Counter(
             "steelyard_charged_picos",
-            "What closed requests cost.",
+            "What closed attempts cost.",
             ["currency"],
             registry=self.registry,
         )
         self._tokens = Histogram(
             "gen_ai_client_token_usage",
-            "Charged tokens of each request.",
+            "Charged tokens of each attempt.",
             ["gen_ai_token_type", *of_model],
             registry=self.registry,
             buckets=_TOKENS,
@@ -83,10 +91,10 @@ class RequestMetrics:
     def observe(
         self, admitted: Admitted, closed: Closed, meter: AnswerMeter, *, at: datetime
     ) -> None:
-        """A request was closed, and its event is durable."""
+        """An attempt was closed, and its event is durable."""
         model = admitted.model.id
         admitted_at = read_timestamp(admitted.opened.admitted_at)
-        self._outcomes.labels(closed.end_cause).inc()
+        self._attempts.labels(admitted.model.upstream, closed.end_cause).inc()
         self._charged.labels(closed.total.currency).inc(closed.total.picos)
         self._tokens.labels("input", model).observe(closed.usage.input_tokens)
         self._tokens.labels("output", model).observe(closed.usage.output_tokens)
@@ -94,6 +102,12 @@ class RequestMetrics:
         if meter.first_token_at is not None:
             waited = meter.first_token_at - admitted_at
             self._first_token.labels(model).observe(waited.total_seconds())
+
+    def finish(self, closed: Closed | Failure | None) -> None:
+        """A request is over; this is its last attempt, or why that could not be recorded."""
+        self._outcomes.labels(
+            closed.end_cause if isinstance(closed, Closed) else "event_log_failed"
+        ).inc()
 
     def refuse(self, code: str) -> None:
         """An error was the answer."""

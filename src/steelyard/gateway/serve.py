@@ -51,6 +51,7 @@ async def serve(
         received.counting.end()
     if attempt is None:
         return
+    gateway.requests.finish(attempt.closed)
     try:
         await _end(client, attempt)
     except ClientLeft:
