@@ -306,10 +306,10 @@ class Settings(BaseSettings):
         "keep it private",
     )
     gateway_metrics_port: int = Field(
-        default=8082, ge=0, le=65535, description="port of the gateway's /metrics; 0: none"
+        default=9464, ge=0, le=65535, description="port of the gateway's /metrics; 0: none"
     )
     worker_metrics_port: int = Field(
-        default=8083, ge=0, le=65535, description="port of the worker's /metrics; 0: none"
+        default=9465, ge=0, le=65535, description="port of the worker's /metrics; 0: none"
     )
     reconcile_s: float = Field(
         default=10.0,
