@@ -207,12 +207,18 @@ def a_key(world: World) -> tuple[VirtualKey, KeyDirectory]:
     snapshot = Snapshot[SecretsByHash](
         lambda: {secret.secret_hash: secret for secret in access.secrets()}, access.revision, 1
     )
-    return key, KeyDirectory(snapshot, pepper, world.clock)
+    revoked = Snapshot[frozenset[str]](
+        lambda: access.revoked_keys(since=world.clock.now() - timedelta(hours=1)),
+        access.revision,
+        1,
+    )
+    return key, KeyDirectory(snapshot, revoked, pepper, world.clock)
 
 
 def find(directory: KeyDirectory, secret: str) -> VirtualKey:
     async def look() -> VirtualKey:
         await directory.snapshot.refresh()
+        await directory.revoked.refresh()
         return await directory.find(f"Bearer {secret}")
 
     return anyio.run(look)
@@ -248,6 +254,19 @@ def test_a_revoked_key_works_with_none_of_its_secrets(world: World) -> None:
     for secret in (SECRET, NEW_SECRET):
         with pytest.raises(KeyRevoked):
             find(directory, secret)
+
+
+def test_a_revoked_key_is_dead_before_all_keys_have_been_read_again(world: World) -> None:
+    key, directory = a_key(world)
+    assert find(directory, SECRET) == key
+    world.stores.access.revoke_key(key.id, at=world.clock.now())
+
+    async def look() -> None:
+        await directory.revoked.refresh()
+        await directory.find(f"Bearer {SECRET}")
+
+    with pytest.raises(KeyRevoked):
+        anyio.run(look)
 
 
 def test_a_key_expires_at_the_moment_that_was_said(world: World) -> None:

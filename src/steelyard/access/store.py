@@ -94,6 +94,11 @@ class AccessStore(Protocol):
         """The secret of every key, and those that were replaced."""
         ...
 
+    def revoked_keys(self, *, since: datetime) -> frozenset[str]:
+        """The ids of the keys that were revoked since then: quick to read, however many there are
+        that were not."""
+        ...
+
     def set_limits(self, scope: LimitScope, scope_id: str, limits: LimitSet) -> None:
         """Keep what a place, or a model, allows; it replaces what was said before."""
         ...

@@ -3,7 +3,9 @@
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -37,6 +39,9 @@ from steelyard.gateway.upstreams.base import Upstream
 from steelyard.ids import new_id
 from steelyard.pricing.price_book import PriceVersion
 from steelyard.settings import Settings
+
+# Longer than reading all keys can take.
+JUST_REVOKED: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +99,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     audit = await anyio.to_thread.run_sync(lambda: _open_audit(settings, stores.clock))
     closing.push_async_callback(anyio.to_thread.run_sync, audit.close)
     left_open = await anyio.to_thread.run_sync(recovery.find)
-    snapshots = keys.snapshot, limits.snapshot, prices.snapshot
+    snapshots = keys.revoked, keys.snapshot, limits.snapshot, prices.snapshot
     for snapshot in snapshots:
         await snapshot.refresh()
     watches = [snapshot.watch for snapshot in snapshots]
@@ -224,4 +229,9 @@ def _key_directory(settings: Settings, stores: Stores) -> KeyDirectory:
         access.revision,
         settings.refresh_s,
     )
-    return KeyDirectory(snapshot, stores.pepper, stores.clock)
+    revoked = Snapshot[frozenset[str]](
+        lambda: access.revoked_keys(since=stores.clock.now() - JUST_REVOKED),
+        access.revision,
+        settings.refresh_s,
+    )
+    return KeyDirectory(snapshot, revoked, stores.pepper, stores.clock)

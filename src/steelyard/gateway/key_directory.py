@@ -27,6 +27,9 @@ class KeyDirectory:
     """Looks keys up by the keyed hash of their secret."""
 
     snapshot: Snapshot[SecretsByHash]
+    # Those that were revoked not long ago: where there are many keys, they are known much sooner
+    # than all of them have been read again.
+    revoked: Snapshot[frozenset[str]]
     pepper: bytes
     clock: Clock
 
@@ -43,7 +46,7 @@ class KeyDirectory:
         if secret is None:
             raise KeyUnknown
         key = secret.key
-        if key.revoked_at is not None:
+        if key.revoked_at is not None or key.id in self.revoked.copy:
             raise KeyRevoked(f"the key {key.name!r} was revoked; ask for a new one")
         if secret.ends_at is not None and secret.ends_at <= self.clock.now():
             raise KeyExpired(f"the key {key.name!r} has a new secret, and this one has ended")

@@ -1,6 +1,6 @@
 """The store of tenants, projects and virtual keys."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -158,14 +158,18 @@ class SqlAccessStore:
             return [_project(row) for row in connection.execute(query)]
 
     def all_keys(self) -> list[tuple[VirtualKey, str]]:
-        query = (
-            _below_organisations(*_DEPARTMENT_COLUMNS, *_PROJECT_COLUMNS, *_keys.c)
-            .join(_keys, _keys.c.department_id == _departments.c.id)
-            .outerjoin(_projects, _projects.c.id == _keys.c.project_id)
-            .order_by(_organisations.c.name, _departments.c.name, _keys.c.name)
-        )
+        # A key that is read has its place by then; a hundred thousand keys have few places, which
+        # are made once.
         with self._database.read() as connection:
-            return [(_key(row), row.secret_hash) for row in connection.execute(query)]
+            rows = connection.execute(select(_keys)).all()
+        projects = {project.id: project for project in self.projects()}
+        departments = {department.id: department for department in self.departments()}
+        keys = [
+            (_key(row, department=departments[row.department_id], projects=projects), row)
+            for row in rows
+        ]
+        keys.sort(key=lambda found: (*found[0].department.path.split("/"), found[0].name))
+        return [(key, row.secret_hash) for key, row in keys]
 
     def secrets(self) -> list[KeySecret]:
         replaced = schema.replaced_secrets
@@ -179,6 +183,11 @@ class SqlAccessStore:
                 if row.key_id in by_id
             ]
         return [*(KeySecret(secret_hash, key) for key, secret_hash in keys), *others]
+
+    def revoked_keys(self, *, since: datetime) -> frozenset[str]:
+        query = select(_keys.c.id).where(_keys.c.revoked_at >= since)
+        with self._database.read() as connection:
+            return frozenset(connection.execute(query).scalars())
 
     def set_limits(self, scope: LimitScope, scope_id: str, limits: LimitSet) -> None:
         with self._database.write() as connection:
@@ -296,15 +305,15 @@ def _project(row: Row[Any]) -> Project:
     return Project(row.p_id, _department(row), row.p_name, row.p_created_at)
 
 
-def _key(row: Row[Any]) -> VirtualKey:
+def _key(row: Row[Any], *, department: Department, projects: Mapping[str, Project]) -> VirtualKey:
     return VirtualKey(
         id=row.id,
         name=row.name,
-        department=_department(row),
+        department=department,
         hint=row.hint,
         created_at=row.created_at,
         revoked_at=row.revoked_at,
         expires_at=row.expires_at,
-        project=_project(row) if row.p_name is not None else None,
+        project=projects[row.project_id] if row.project_id is not None else None,
         disconnect_policy=row.disconnect_policy,
     )

@@ -5,6 +5,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -79,6 +80,7 @@ virtual_keys = Table(
     Column("revoked_at", Moment),
     Column("expires_at", Moment),
     UniqueConstraint("department_id", "name"),
+    Index("ix_virtual_keys_revoked_at", "revoked_at"),
 )
 
 # Secrets that were replaced, and work until they end.

@@ -571,6 +571,7 @@ def upgrade() -> None:
         ),
         sa.UniqueConstraint("secret_hash", name=op.f("uq_virtual_keys_secret_hash")),
     )
+    op.create_index("ix_virtual_keys_revoked_at", "virtual_keys", ["revoked_at"], unique=False)
     op.create_table(
         "replaced_secrets",
         sa.Column("secret_hash", sa.String(length=64), nullable=False),
