@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pypdf import PdfReader
 
+from steelyard.app.configuration import read_configuration
 from steelyard.billing.statement import read_balance
 from steelyard.entrypoints.cli.output import console
 from steelyard.money import read_decimal
@@ -57,6 +58,22 @@ def test_limits_and_keys_work_as_the_guide_says(
     assert key.revoked_at is not None
     assert limits["key", key.id].requests_per_minute == 3
     assert limits["department", key.department.id].tokens_per_minute == 3000
+
+
+@pytest.mark.parametrize("guide", ["configure-upstreams.md", "from-litellm.md"])
+def test_a_configuration_is_checked_as_the_guide_says(
+    guide: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-never-told")
+    monkeypatch.setattr(console, "_width", 150)
+
+    with World(read_settings(data_dir=tmp_path / "data")) as world:
+        check_guide(GUIDES / guide, world, tmp_path)
+
+    rules = read_configuration(tmp_path / "steelyard.toml").rules
+    assert rules is not None
+    assert "openai" in rules.upstreams
 
 
 def _sum(path: Path, column: str, *, kind: str | None = None) -> int:

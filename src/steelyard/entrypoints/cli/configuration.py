@@ -1,6 +1,8 @@
 """`steelyard config check`: reads a configuration file and says what a gateway would make of it."""
 
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,8 +30,8 @@ def check(
 ) -> None:
     """Check a configuration file: settings, upstreams, models, and whether their keys are there."""
     configuration = read_configuration(file)
-    os.environ["STEELYARD_CONFIG"] = str(file)
-    read_settings()
+    with _named(file):
+        read_settings()
     rules = configuration.rules
     if rules is not None and not without_keys:
         check_credentials(rules)
@@ -43,6 +45,19 @@ def check(
     columns = ["model", "upstream", "upstream_model", "weight", "aliases", "fallbacks"]
     empty = "no models of its own: the engine's are served" if rules is None else "no models"
     show_rows(models, columns, as_json=False, empty=empty, right=["weight"])
+
+
+@contextmanager
+def _named(file: Path) -> Generator[None]:
+    """Let this be the file of the settings."""
+    before = os.environ.get("STEELYARD_CONFIG")
+    os.environ["STEELYARD_CONFIG"] = str(file)
+    try:
+        yield
+    finally:
+        del os.environ["STEELYARD_CONFIG"]
+        if before is not None:
+            os.environ["STEELYARD_CONFIG"] = before
 
 
 def _models(rules: RoutingRules) -> list[dict[str, Any]]:
