@@ -1,7 +1,9 @@
 """Identifiers: how they are made and what they look like."""
 
+import hashlib
 import re
 import secrets
+from uuid import UUID
 
 from uuid_utils import uuid7
 
@@ -19,6 +21,13 @@ class NameMalformed(Refusal):
 def new_id() -> str:
     """A UUIDv7 (RFC 9562): unique, and in the order of its making."""
     return str(uuid7())
+
+
+def derived_id(name: str, *, after: str) -> str:
+    """A UUIDv8 (RFC 9562) that always is the same for a name, in order beside the id `after`."""
+    digest = hashlib.sha256(f"{after}/{name}".encode()).hexdigest()
+    moment = after.replace("-", "")[:12]
+    return str(UUID(hex=f"{moment}8{digest[:3]}a{digest[3:18]}"))
 
 
 def new_secret() -> str:

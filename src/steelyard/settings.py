@@ -164,6 +164,14 @@ class Settings(BaseSettings):
     request_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, description="largest body of a request, in bytes"
     )
+    file_bytes_max: int = Field(
+        default=256 * 1024 * 1024,
+        ge=1024,
+        description="largest file of a batch, in bytes; it is not held in memory",
+    )
+    batch_lines_at_once: int = Field(
+        default=16, ge=1, le=1000, description="lines of a batch that are asked at once"
+    )
     upload_bytes_max: int = Field(
         default=32 * 1024 * 1024,
         ge=1024,

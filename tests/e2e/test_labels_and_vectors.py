@@ -49,3 +49,4 @@ def test_every_example_of_the_guide_runs_and_is_on_the_bill(
     assert ("ticket-classifier", "item") in meters
     assert ("text-moderation", "call") in meters
     assert ("all-minilm-l6-v2", "input.text") in meters
+    assert ("smollm2-135m-instruct", "output.text") in meters

@@ -6,6 +6,7 @@ from random import Random
 from zoneinfo import ZoneInfo
 
 from steelyard.metering.usage import Usage
+from steelyard.pricing.adjustment import read_adjustment
 from steelyard.pricing.formula import Formula, read_formula
 from steelyard.pricing.price import DAYS, Price, Tier, Window
 from steelyard.pricing.price_book import ModelPrices, PriceBook
@@ -39,14 +40,14 @@ def dense_book(random: Random) -> PriceBook:
     if random.random() < 0.5:
         formulas[EQUIVALENT] = read_formula(random.choice(FORMULAS))
         names.append(EQUIVALENT)
-    return a_book(
-        ModelPrices(
-            "m",
-            {name: _price(random) for name in names},
-            equivalent_tokens=formulas,
-            minimum=random.choice([None, 1, 40, 200]),
-        )
+    entry = ModelPrices(
+        "m",
+        {name: _price(random) for name in names},
+        equivalent_tokens=formulas,
+        minimum=random.choice([None, 1, 40, 200]),
     )
+    percent = random.choice([None, "-50", "-100", "12.5"])
+    return a_book(read_adjustment(percent).batch_of(entry) if percent else entry)
 
 
 def dense_usage(random: Random) -> Usage:

@@ -38,6 +38,7 @@ class Case:
     document: Mapping[str, Any]
     usage: Usage
     moment: datetime
+    is_batch: bool = False
 
 
 @st.composite

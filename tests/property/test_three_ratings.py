@@ -41,11 +41,13 @@ def _record(case: Case, version: str) -> UsageRecord:
         price_version=version,
         admitted_at=write_timestamp(case.moment),
         meters=write_meters(case.usage),
+        batch_id="b" if case.is_batch else None,
     )
 
 
 def _by_gateway(case: Case) -> Lines | None:
-    prices = read_canonical(dict(case.document)).models[0].at(case.moment)
+    listed = read_canonical(dict(case.document)).models[0].chosen(is_batch=case.is_batch)
+    prices = listed.at(case.moment)
     try:
         charge = rate_usage(case.usage, prices=prices, currency=USD)
     except PriceNotFound:
@@ -85,7 +87,11 @@ def test_three_ratings_agree_at_every_edge(seed: int) -> None:
         document, entry = canonical_document(book), book.models[0]
         batch = [
             Case(
-                book, document, dense_usage(random), dense_moment(random, [*entry.meters.values()])
+                book,
+                document,
+                dense_usage(random),
+                dense_moment(random, [*entry.meters.values()]),
+                is_batch=random.random() < 0.3,
             )
             for _ in range(20)
         ]

@@ -1,11 +1,11 @@
 """Builds the gateway from its parts."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import anyio.to_thread
@@ -23,6 +23,8 @@ from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission
 from steelyard.gateway.answer_store import SqliteAnswerStore
 from steelyard.gateway.attempt import Gateway
+from steelyard.gateway.batches.batch_runner import BatchRunner
+from steelyard.gateway.batches.batch_store import BatchStore
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.idempotency import Idempotency
@@ -55,6 +57,7 @@ class GatewayParts:
     idempotency: Idempotency
     stores: Stores
     routing: Routing
+    batches: BatchRunner
 
 
 @asynccontextmanager
@@ -96,28 +99,21 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     watch_pruning = _pruning(settings, stores, outbox).watch
     answers = _answers(settings, stores.clock)
     closing.callback(answers.close)
+    kept = Idempotency(answers, wait_s=settings.idempotency_wait_s)
     audit = await anyio.to_thread.run_sync(lambda: _open_audit(settings, stores.clock))
     closing.push_async_callback(anyio.to_thread.run_sync, audit.close)
+    gateway = Gateway(admission, outbox, stores.clock, audit)
+    batches = await _open_batches(settings, stores, gateway, closing=closing)
     left_open = await anyio.to_thread.run_sync(recovery.find)
     snapshots = keys.revoked, keys.snapshot, limits.snapshot, prices.snapshot
-    for snapshot in snapshots:
-        await snapshot.refresh()
-    watches = [snapshot.watch for snapshot in snapshots]
-    watches += [catalog.watch, watch_pruning, holding.keeper.keep, counting.keep]
+    watches = [await _watched(snapshot) for snapshot in snapshots]
+    watches += [catalog.watch, watch_pruning, holding.keeper.keep, counting.keep, batches.run]
     async with routing.opened(catalog), anyio.create_task_group() as tasks:
         for watch in watches:
             tasks.start_soon(watch)
         await counting.ready()
         tasks.start_soon(recovery.resolve, left_open)
-        yield GatewayParts(
-            Gateway(admission, outbox, stores.clock, audit),
-            keys,
-            limits,
-            catalog,
-            Idempotency(answers, wait_s=settings.idempotency_wait_s),
-            stores,
-            routing,
-        )
+        yield GatewayParts(gateway, keys, limits, catalog, kept, stores, routing, batches)
         tasks.cancel_scope.cancel()
 
 
@@ -162,6 +158,37 @@ def _answers(settings: Settings, clock: Clock) -> SqliteAnswerStore:
         keep_s=settings.idempotency_keep_s,
         bytes_max=settings.idempotency_bytes_max,
     )
+
+
+async def _watched(snapshot: Snapshot[Any]) -> Callable[[], Coroutine[Any, Any, None]]:
+    """What keeps a snapshot fresh, once it has been read."""
+    await snapshot.refresh()
+    return snapshot.watch
+
+
+async def _open_batches(
+    settings: Settings, stores: Stores, gateway: Gateway, *, closing: AsyncExitStack
+) -> BatchRunner:
+    """What batches were charged is told by the events that are there before recovery adds its own:
+    open them before it."""
+    store = await anyio.to_thread.run_sync(lambda: BatchStore(settings.data_dir / "files"))
+    closing.callback(store.close)
+    batches = BatchRunner(
+        store=store,
+        gateway=gateway,
+        clock=stores.clock,
+        owner=settings.gateway_name,
+        lines_at_once=settings.batch_lines_at_once,
+        find_key=stores.access.find_key,
+        booked=lambda ids: _booked(stores, ids),
+    )
+    await anyio.to_thread.run_sync(batches.find)
+    return batches
+
+
+def _booked(stores: Stores, event_ids: Set[str]) -> Set[str]:
+    with stores.reports.snapshot() as snapshot:
+        return {one for one in event_ids if snapshot.recent_events(event_id=one, limit=1)}
 
 
 def _pruning(settings: Settings, stores: Stores, outbox: Outbox) -> OutboxPruning:

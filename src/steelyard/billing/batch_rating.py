@@ -27,6 +27,7 @@ DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 DERIVED_SUFFIX = ".equivalent_tokens"
 NO_WINDOW = -1
 ITEM = "item"
+ONE, BATCH = "one", "batch"
 
 Document = Mapping[str, Any]
 _Key = TypeVar("_Key", bound=int | tuple[int, ...])
@@ -45,6 +46,8 @@ class RateableEvent(Protocol):
     def admitted_at(self) -> str: ...
     @property
     def meters(self) -> Mapping[str, str]: ...
+    @property
+    def batch_id(self) -> str | None: ...
 
 
 class Rated(NamedTuple):
@@ -112,14 +115,14 @@ class BatchRating:
 
     def __init__(self, documents: Mapping[str, Document]) -> None:
         self._documents = documents
-        self._entries: dict[tuple[str, str], Document] = {}
+        self._entries: dict[tuple[str, str, str], Document] = {}
 
     def rate(self, events: Sequence[RateableEvent]) -> list[Rated]:
         """Price every event, in the order given; of one that cannot be priced it says why."""
         rated = [_complained("the event was left out of its batch")] * len(events)
-        for (version, model, currency, *meters), places in _group(events).items():
+        for (version, model, currency, kind, *meters), places in _group(events).items():
             try:
-                prices = _Prices(self._entry(version, model, currency), meters)
+                prices = _Prices(self._entry(version, model, currency, kind=kind), meters)
             except _NotRateable as complaint:
                 for place in places:
                     rated[place] = _complained(str(complaint))
@@ -130,15 +133,16 @@ class BatchRating:
                     rated[place] = row
         return rated
 
-    def _entry(self, version: str, model: str, currency: str) -> Document:
+    def _entry(self, version: str, model: str, currency: str, *, kind: str) -> Document:
         document = self._documents.get(version)
         if document is None:
             raise _NotRateable(f"no price version {version} was published")
         if document["currency"] != currency:
             raise _NotRateable(f"priced in {document['currency']}, booked in {currency}")
-        entry = self._entries.get((version, model))
+        entry = self._entries.get((version, model, kind))
         if entry is None:
-            entry = self._entries[version, model] = _find_entry(document["models"], model)
+            found = _find_entry(document["models"], model)
+            entry = self._entries[version, model, kind] = _of_kind(found, kind)
         return entry
 
 
@@ -261,11 +265,23 @@ def _rated_without_zeros(sheet: Sheet, counts: Sequence[int], gap: int, picos: i
 
 
 def _group(events: Sequence[RateableEvent]) -> dict[tuple[str, ...], list[int]]:
-    """The places of events by version, model, currency and meters."""
+    """The places of events by version, model, currency, whether in a batch, and meters."""
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for place, event in enumerate(events):
-        groups[event.price_version, event.model_served, event.currency, *event.meters].append(place)
+        kind = ONE if event.batch_id is None else BATCH
+        key = event.price_version, event.model_served, event.currency, kind, *event.meters
+        groups[key].append(place)
     return groups
+
+
+def _of_kind(entry: Document, kind: str) -> Document:
+    """The entry, with the prices of batches where it states some and they are asked for."""
+    if kind == ONE or BATCH not in entry:
+        return entry
+    batch: Document = entry[BATCH]
+    least = {"minimum": batch["minimum"]} if "minimum" in batch else {}
+    formulas = entry.get("equivalent_tokens", {})
+    return {"prices": batch["prices"], "equivalent_tokens": formulas, **least}
 
 
 def _read_block(

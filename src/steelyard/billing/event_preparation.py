@@ -111,6 +111,7 @@ class _Record(msgspec.Struct, gc=False):
     meters: dict[str, str]
     project_id: str | None = None
     lease_id: str | None = None
+    batch_id: str | None = None
 
 
 class _Event(msgspec.Struct, gc=False):

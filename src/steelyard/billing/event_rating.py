@@ -33,7 +33,7 @@ def rate_record(record: UsageRecord, *, document: Mapping[str, Any]) -> list[Cha
     """Price each meter of the record; raises EventNotRateable rather than leave one out."""
     if document["currency"] != record.currency:
         raise EventNotRateable(f"priced in {document['currency']}, booked in {record.currency}")
-    entry = _entry(record.model_served, document["models"])
+    entry = _entry(record, document["models"])
     formulas: Mapping[str, str] = entry.get("equivalent_tokens", {})
     named = {name for formula in formulas.values() for name in formula_meters(formula)}
     counts = {meter: _count(meter, text) for meter, text in sorted(record.meters.items())}
@@ -62,13 +62,21 @@ def priced_among(
     record: UsageRecord, meters: Container[str], *, document: Mapping[str, Any]
 ) -> set[str]:
     """Those of some meters without a parent that the prices or formulas of this record name."""
-    entry = _entry(record.model_served, document["models"])
+    entry = _entry(record, document["models"])
     formulas: Mapping[str, str] = entry.get("equivalent_tokens", {})
     named = chain(entry["prices"], *(formula_meters(formula) for formula in formulas.values()))
     return {meter for meter in named if meter in meters}
 
 
-def _entry(model: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _entry(record: UsageRecord, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The entry of the record's model; a line of a batch has the prices of batches."""
+    entry = _entry_of_model(record.model_served, entries)
+    if record.batch_id is None or "batch" not in entry:
+        return entry
+    return {name: entry[name] for name in entry if name != "minimum"} | entry["batch"]
+
+
+def _entry_of_model(model: str, entries: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     exact = (entry for entry in entries if entry["match"] == model)
     # A name without a sign of a pattern fits nothing but itself: large books have thousands.
     patterns = (entry for entry in entries if re.search(r"[*?\[]", entry["match"]))

@@ -158,6 +158,7 @@ class _Evaluated(msgspec.Struct, frozen=True):
     currency: str
     admitted_at: str
     meters: dict[str, str]
+    batch_id: str | None
 
 
 def propose_re_rating(
@@ -310,7 +311,7 @@ def _changed(
     records = (event.record for event in events)
     rated = rating.rate(
         [
-            _Evaluated(new_version, r.model_served, r.currency, r.admitted_at, r.meters)
+            _Evaluated(new_version, r.model_served, r.currency, r.admitted_at, r.meters, r.batch_id)
             for r in records
         ]
     )

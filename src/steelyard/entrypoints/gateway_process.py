@@ -88,6 +88,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         body_bytes_max=settings.request_bytes_max,
         form_bytes_max=settings.upload_bytes_max,
         body_timeout_s=settings.body_timeout_s,
+        file_bytes_max=settings.file_bytes_max,
         trusted_proxies=read_trusted_proxies(settings.trusted_proxies or ""),
     )
     config = uvicorn.Config(

@@ -34,7 +34,6 @@ from steelyard.gateway.routing.route_plan import RoutePlan, RouteStep
 from steelyard.gateway.upstreams.base import ServedModel, Upstream
 from steelyard.gateway.upstreams.habits import MESSAGES
 from steelyard.gateway.workloads.asked import Asked, Limits, Way
-from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.token_bound import input_tokens_lower_bound, input_tokens_upper_bound
 from steelyard.metering.usage import (
@@ -270,7 +269,11 @@ class Admission:
         model, upstream = deployment.served, deployment.upstream
         assert model is not None, "only a deployment that is ready is chosen"
         way = asked.way_over(deployment.paths)
-        pinned = self.prices.pin(model.id, organisation=key.department.organisation)
+        pinned = self.prices.pin(
+            model.id,
+            organisation=key.department.organisation,
+            is_batch=asked.batch_id is not None,
+        )
         return _Route(model, upstream, deployment.upstream_model, way, pinned)
 
     async def _bound(self, asked: Asked, route: _Route, *, limit: int, output: int) -> _Bound:
@@ -322,6 +325,7 @@ class Admission:
             disconnect_policy=self.disconnect_policies.policy_of(
                 key, model=route.model.id, is_repeatable=asked.is_repeatable
             ),
+            batch_id=asked.batch_id,
         )
 
     async def _hold(
@@ -331,14 +335,14 @@ class Admission:
         shortened."""
         pinned = route.pinned
         try:
-            return await self._place(opened, bound, pinned), bound
+            return await self._place(asked, opened, bound, pinned), bound
         except (HoldDeclined, BudgetExceeded) as error:
             declined = error
         is_text = bool(asked.choice_count or pinned.prices.bearer_of(INPUT_TEXT))
         if not bound.is_exact and is_text and route.can_count:
             bound = replace(bound, input_tokens=await route.count(asked), is_exact=True)
             try:
-                return await self._place(opened, bound, pinned), bound
+                return await self._place(asked, opened, bound, pinned), bound
             except (HoldDeclined, BudgetExceeded) as error:
                 declined = error
         if not asked.choice_count:
@@ -349,13 +353,15 @@ class Admission:
         shortened = min(affordable * asked.choice_count, bound.output_tokens)
         bound = replace(bound, output_tokens=shortened)
         try:
-            return await self._place(opened, bound, pinned), bound
+            return await self._place(asked, opened, bound, pinned), bound
         except (HoldDeclined, BudgetExceeded) as error:
             raise _too_little(error, 0, bound, pinned) from error
 
-    async def _place(self, opened: OpenedRecord, bound: _Bound, pinned: PinnedPrices) -> Hold:
+    async def _place(
+        self, asked: Asked, opened: OpenedRecord, bound: _Bound, pinned: PinnedPrices
+    ) -> Hold:
         hold = Hold(
-            id=new_id(),
+            id=asked.new_attempt_id(),
             payer_id=opened.payer_id,
             amount=_highest(bound.first, pinned),
             source=self.outbox.source,
@@ -369,7 +375,7 @@ class Admission:
             key_id=opened.key_id,
             tokens_max=bound.first.tokens_max,
         )
-        return await self.holding.place(hold, scope)
+        return await self.holding.place(hold, scope, new_id=asked.new_attempt_id)
 
     def _growing(self, hold: Hold, bound: _Bound, pinned: PinnedPrices) -> GrowingHold:
         return GrowingHold(

@@ -1,6 +1,7 @@
 """Holds for requests: from a lease in memory where there is one, else from the books."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -54,14 +55,16 @@ class Holding:
         keeper = LeaseKeeper(wallet, desk, outbox, clock)
         return cls(HoldDesk(books), desk, wallet, keeper, outbox, clock)
 
-    async def place(self, hold: Hold, scope: HoldScope) -> Hold:
+    async def place(
+        self, hold: Hold, scope: HoldScope, *, new_id: Callable[[], str] = new_id
+    ) -> Hold:
         """The hold, granted; raises HoldDeclined or BudgetExceeded only when nothing is out on
-        lease that would cover it. Granted late, it has another id."""
-        granted = await self._grant(hold, scope)
+        lease that would cover it. Granted late, it has another id, the newest of `new_id`."""
+        granted = await self._grant(hold, scope, new_id)
         self.open_holds[granted.id] = granted
         return granted
 
-    async def _grant(self, hold: Hold, scope: HoldScope) -> Hold:
+    async def _grant(self, hold: Hold, scope: HoldScope, new_id: Callable[[], str]) -> Hold:
         granted = self.wallet.grant(hold, scope)
         if granted is not None:
             return granted

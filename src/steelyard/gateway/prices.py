@@ -55,6 +55,9 @@ class PinnedPrices:
             for meter, price in self.listed.meters.items()
             if price.windows
         }
+        if self.listed.batch is not None:
+            batch = self.listed.batch.at(self.at)
+            document["batch"] = {meter: p.as_document() for meter, p in batch.meters.items()}
         return document | ({"windows": windows} if windows else {})
 
 
@@ -68,7 +71,9 @@ class PriceDirectory:
         default_factory=dict[tuple[str, str], "ModelPrices | None"]
     )
 
-    def pin(self, model: str, *, organisation: Organisation) -> PinnedPrices:
+    def pin(
+        self, model: str, *, organisation: Organisation, is_batch: bool = False
+    ) -> PinnedPrices:
         """The organisation's contract goes before its plan, and that before the list; what one
         does not price, the next may. Raises PriceNotFound: what has no price is not served."""
         now = self.clock.now()
@@ -76,6 +81,7 @@ class PriceDirectory:
         for version in self._in_force(organisation, now):
             listed = self._entry(version, model)
             if listed:
+                listed = listed.chosen(is_batch=is_batch)
                 return PinnedPrices(version, listed, listed.at(now), now)
             looked_in.append(repr(version.book.name))
         if looked_in:
@@ -97,12 +103,15 @@ class PriceDirectory:
         """A published version, whether it is in force or not."""
         return next((one for one in self.snapshot.copy if one.sha256 == sha256), None)
 
-    def pinned(self, sha256: str, *, model: str, at: datetime) -> PinnedPrices:
+    def pinned(
+        self, sha256: str, *, model: str, at: datetime, is_batch: bool = False
+    ) -> PinnedPrices:
         """The prices that were pinned before, by their version; raises PriceNotFound."""
         version = self.version(sha256)
         listed = self._entry(version, model) if version else None
         if version is None or listed is None:
             raise PriceNotFound(f"the price version {sha256} does not price the model {model!r}")
+        listed = listed.chosen(is_batch=is_batch)
         return PinnedPrices(version, listed, listed.at(at), at)
 
     def _in_force(self, organisation: Organisation, now: datetime) -> Iterator[PriceVersion]:

@@ -206,7 +206,12 @@ class Recovery:
         delivered = produced if opened.is_streamed and produced.has_output else NO_USAGE
         meter = AnswerMeter(reported=produced, delivered=delivered, raw_usage=logged.usage)
         admitted_at = read_timestamp(opened.admitted_at)
-        pinned = self.prices.pinned(opened.price_version, model=opened.model_served, at=admitted_at)
+        pinned = self.prices.pinned(
+            opened.price_version,
+            model=opened.model_served,
+            at=admitted_at,
+            is_batch=opened.batch_id is not None,
+        )
         charged = charged_usage(CAUSE, meter, policy=opened.disconnect_policy)
         usage, charge = charge_for(charged, pinned)
         if hold.lease_id is not None and charge.total.picos > hold.amount.picos:

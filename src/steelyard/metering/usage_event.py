@@ -55,6 +55,8 @@ class OpenedRecord(msgspec.Struct, frozen=True, kw_only=True):
     build: str
     project_id: str | None = None
     disconnect_policy: DisconnectPolicy = "delivered"
+    # The batch that it is a line of; such lines may have prices of their own.
+    batch_id: str | None = None
 
 
 class UsageRecord(OpenedRecord, frozen=True, kw_only=True):

@@ -37,7 +37,17 @@ class Adjustment:
             meters={meter: self._price(price) for meter, price in entry.meters.items()},
             minimum=None if minimum is None else round_half_even_to_pico(minimum * self.factor),
             adjusted_percent=self.percent,
+            batch=self._batch(entry.batch) if entry.batch else None,
         )
+
+    def batch_of(self, entry: ModelPrices) -> ModelPrices:
+        """The entry with prices of its own for batches, which are the others adjusted."""
+        plain = replace(entry, source=None, adjusted_percent=None, batch=None)
+        return replace(entry, batch=self.apply(plain))
+
+    def _batch(self, batch: ModelPrices) -> ModelPrices:
+        """Adjusted as all else is; the percentage that is shown stays that of the batch."""
+        return replace(self.apply(batch), adjusted_percent=batch.adjusted_percent)
 
     def _price(self, price: Price) -> Price:
         return Price(

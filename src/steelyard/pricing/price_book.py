@@ -17,6 +17,7 @@ from steelyard.pricing.price import Price, Tier, Window
 from steelyard.timestamp import read_timestamp, write_timestamp
 
 SCHEMA: Final = "steelyard.price-book/v1"
+BATCH_FIELDS: Final = ("prices", "minimum", "adjusted_percent")
 PATTERN_SIGNS: Final = frozenset("*?[")
 # What `canonical_document` writes: plain JSON values, amounts as decimal strings.
 CanonicalDocument = Mapping[str, Any]
@@ -44,6 +45,12 @@ class ModelPrices:
     equivalent_tokens: Mapping[str, Formula] = field(default_factory=lambda: _NO_FORMULAS)
     minimum: int | None = None
     adjusted_percent: str | None = None
+    # What the same work costs as a line of a batch, where that has prices of its own.
+    batch: "ModelPrices | None" = None
+
+    def chosen(self, *, is_batch: bool) -> "ModelPrices":
+        """The prices of a request, or of a line of a batch."""
+        return self.batch or self if is_batch else self
 
     def at(self, moment: datetime) -> "ModelPrices":
         """The prices of a moment: no windows are left in them."""
@@ -147,6 +154,9 @@ def _entry_document(entry: ModelPrices) -> dict[str, Any]:
         document["minimum"] = write_decimal(entry.minimum)
     if entry.adjusted_percent is not None:
         document["adjusted_percent"] = entry.adjusted_percent
+    if entry.batch is not None:
+        listed = _entry_document(entry.batch)
+        document["batch"] = {name: listed[name] for name in BATCH_FIELDS if name in listed}
     return document
 
 
@@ -228,7 +238,14 @@ def _read_entry(entry: Mapping[str, Any]) -> ModelPrices:
         equivalent_tokens={meter: read_formula(text) for meter, text in formulas.items()},
         minimum=read_decimal(entry["minimum"]) if "minimum" in entry else None,
         adjusted_percent=entry.get("adjusted_percent"),
+        batch=_read_entry(_batch_document(entry)) if "batch" in entry else None,
     )
+
+
+def _batch_document(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with what a batch costs in the place of its own prices."""
+    kept = {name: entry[name] for name in entry if name not in {*BATCH_FIELDS, "batch", "source"}}
+    return {**kept, **entry["batch"]}
 
 
 def _read_price(document: Mapping[str, Any]) -> Price:

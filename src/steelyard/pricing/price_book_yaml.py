@@ -157,7 +157,8 @@ def _read_adjust(place: Place) -> Adjustment:
 def _read_entry(place: Place, *, inherited: dict[str, ModelPrices]) -> ModelPrices:
     """An entry states prices, or adjusts those that it inherits under the same match."""
     fields = place.fields(
-        required={"match"}, optional={"prices", "source", "equivalent_tokens", "minimum", "adjust"}
+        required={"match"},
+        optional={"prices", "source", "equivalent_tokens", "minimum", "adjust", "batch"},
     )
     match = fields["match"].text()
     if "prices" in fields:
@@ -172,7 +173,9 @@ def _read_entry(place: Place, *, inherited: dict[str, ModelPrices]) -> ModelPric
         raise place.malformed("the key 'prices' is missing, and nothing of this match is inherited")
     if "source" in fields:
         entry = replace(entry, source=fields["source"].text())
-    return _read_adjust(fields["adjust"]).apply(entry) if "adjust" in fields else entry
+    if "adjust" in fields:
+        entry = _read_adjust(fields["adjust"]).apply(entry)
+    return _read_adjust(fields["batch"]).batch_of(entry) if "batch" in fields else entry
 
 
 def _read_stated(match: str, fields: dict[str, Place]) -> ModelPrices:

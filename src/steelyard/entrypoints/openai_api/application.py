@@ -15,6 +15,7 @@ from steelyard.app.gateway import GatewayParts
 from steelyard.clock import unix_seconds
 from steelyard.entrypoints.gateway_metrics import GatewayMetrics
 from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
+from steelyard.entrypoints.openai_api.batch_answers import BatchDoor
 from steelyard.entrypoints.openai_api.client_address import client_address
 from steelyard.entrypoints.openai_api.error_answer import (
     EndpointNotFound,
@@ -56,12 +57,14 @@ class GatewayApplication:
         body_bytes_max: int,
         form_bytes_max: int,
         body_timeout_s: float,
+        file_bytes_max: int,
         trusted_proxies: Sequence[IpRange] = (),
     ) -> None:
         self._open_parts = parts
         self._body_bytes_max = body_bytes_max
         self._form_bytes_max = form_bytes_max
         self._body_timeout_s = body_timeout_s
+        self._file_bytes_max = file_bytes_max
         self._trusted_proxies = trusted_proxies
         self._parts: GatewayParts | None = None
         self._metrics: GatewayMetrics | None = None
@@ -118,6 +121,8 @@ class GatewayApplication:
             client.errors = COUNTED[path].errors
             _expect(method, "POST")
             await self._count(scope, client, request_id)
+        elif path.startswith(("/v1/files", "/v1/batches")):
+            await self._keep(scope, client, request_id)
         elif path in HEALTH:
             _expect(method, "GET")
             await self._tell_health(path, client)
@@ -152,6 +157,14 @@ class GatewayApplication:
             )
         if asked.is_streamed and client.has_started:
             await client.finish()
+
+    async def _keep(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+        """Files, and batches of requests out of them."""
+        key = await self._find_key(scope, client)
+        door = BatchDoor(self._running_parts(), key, client, request_id, self._body_timeout_s)
+        query = scope["query_string"].decode("latin-1")
+        path, method = scope["path"], scope["method"]
+        await door.answer(method, path, query, bytes_max=self._file_bytes_max)
 
     async def _read(
         self, surface: Surface | FormSurface, client: AsgiClient

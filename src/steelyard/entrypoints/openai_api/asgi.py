@@ -1,7 +1,8 @@
 """The few words of ASGI that we speak (https://asgi.readthedocs.io, HTTP 2.3)."""
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,6 +20,7 @@ Receive = Callable[[], Awaitable[AsgiMessage]]
 Send = Callable[[AsgiMessage], Awaitable[None]]
 
 SEND_TIMEOUT_S = 60.0
+FILE_PIECE_BYTES = 64 * 1024
 JSON_TYPE = {"content-type": "application/json"}
 
 
@@ -56,6 +58,38 @@ class AsgiClient:
                         return bytes(body)
         except TimeoutError as error:
             raise RequestTimeout(f"the body took longer than {timeout_s:g} s") from error
+
+    async def pieces(self, *, bytes_max: int, timeout_s: float) -> AsyncIterator[bytes]:
+        """The body as it comes; raises BodyTooLarge before it is taken in, RequestTimeout, and
+        InvalidRequest."""
+        announced = self.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > bytes_max:
+            raise _too_large(bytes_max)
+        size, gives_up_at = 0, anyio.current_time() + timeout_s
+        has_more = True
+        while has_more:
+            try:
+                with anyio.fail_after(gives_up_at - anyio.current_time()):
+                    message = await self.receive()
+            except TimeoutError as error:
+                raise RequestTimeout(f"the body took longer than {timeout_s:g} s") from error
+            if message["type"] == "http.disconnect":
+                raise InvalidRequest("the client left before the request was whole")
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > bytes_max:
+                raise _too_large(bytes_max)
+            has_more = message.get("more_body", False)
+            yield piece
+
+    async def send_file(self, path: Path, headers: Mapping[str, str]) -> None:
+        """A file of lines, a piece at a time."""
+        async with await anyio.open_file(path, "rb") as file:
+            kind = (b"content-type", b"application/jsonl; charset=utf-8")
+            await self._start(200, [kind, *_encode(headers)])
+            while piece := await file.read(FILE_PIECE_BYTES):
+                await self.send(piece)
+        await self.finish()
 
     async def left(self) -> None:
         while (await self.receive())["type"] != "http.disconnect":

@@ -10,6 +10,7 @@ from steelyard.access.rate_limit import RateLimited, TokensOverLimit
 from steelyard.access.virtual_key import KeyExpired, KeyMissing, KeyRevoked, KeyUnknown
 from steelyard.errors import Failure, Refusal, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
+from steelyard.gateway.batches.records import BatchNotFound, BatchOver, FileInUse, FileNotFound
 from steelyard.gateway.idempotency import (
     AnswersUnavailable,
     IdempotencyConflict,
@@ -106,6 +107,10 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     SurfaceNotServed: 404,
     EndpointNotFound: 404,
     EventNotFound: 404,
+    FileNotFound: 404,
+    BatchNotFound: 404,
+    BatchOver: 409,
+    FileInUse: 409,
     MethodNotAllowed: 405,
     RequestTimeout: 408,
     IdempotencyConflict: 409,

@@ -124,6 +124,7 @@ def _settled(event: UsageEvent, outcome: str, prices: PriceDirectory) -> dict[st
     listed = version.book.prices_of(record.model_served) if version else None
     lines: list[dict[str, Any]] = []
     if version is not None and listed is not None:
+        listed = listed.chosen(is_batch=record.batch_id is not None)
         moment = listed.at(read_timestamp(record.admitted_at))
         lines = _lines(rate_usage(usage, prices=moment, currency=version.book.currency))
     return {

@@ -10,6 +10,7 @@ import msgspec
 from steelyard.gateway.refusals import InvalidJson, InvalidRequest, SurfaceNotServed
 from steelyard.gateway.upstreams.habits import Habits
 from steelyard.gateway.workloads.answer import Answer
+from steelyard.ids import new_id
 from steelyard.metering.token_bound import PromptSize
 
 Fields = Mapping[str, msgspec.Raw]
@@ -105,6 +106,9 @@ class Asked:
     choice_count: int = 1
     # What is counted one by one, such as texts that are classified.
     item_count: int = 0
+    # The batch that it is a line of, and how its attempts are called: after their line.
+    batch_id: str | None = None
+    new_attempt_id: Callable[[], str] = new_id
     # The client can ask for the answer again (Idempotency-Key): it is kept.
     is_repeatable: bool = False
     counts_max: Mapping[str, int] | None = None

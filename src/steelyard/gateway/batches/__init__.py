@@ -1,0 +1,1 @@
+"""Batches: many requests out of one file, answered in the background, each charged once."""

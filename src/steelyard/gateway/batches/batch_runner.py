@@ -1,0 +1,338 @@
+"""Runs batches: each line is a request like any other, many at once, in memory only while it runs.
+
+Read `BatchRunner.run` first: it works on whatever is open, until the gateway stops, and takes it up
+again where it was.
+"""
+
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from steelyard.access.rate_limit import RateLimited
+from steelyard.access.virtual_key import VirtualKey
+from steelyard.clock import Clock
+from steelyard.errors import Failure, Refusal, SteelyardError
+from steelyard.gateway.attempt import Gateway
+from steelyard.gateway.batches.batch_lines import (
+    check_lines,
+    custom_id_of,
+    numbered_lines,
+    read_line,
+)
+from steelyard.gateway.batches.batch_results import BatchResults, JournalEntry
+from steelyard.gateway.batches.batch_store import BatchStore
+from steelyard.gateway.batches.line_client import LineClient, NotedAnswer
+from steelyard.gateway.batches.records import Status, StoredBatch, StoredFile
+from steelyard.gateway.serve import serve
+from steelyard.gateway.upstreams.base import UpstreamUnavailable
+from steelyard.gateway.workloads.answer import Answer
+from steelyard.gateway.workloads.asked import Asked, Way
+from steelyard.ids import derived_id
+
+log = structlog.get_logger()
+
+TRIES_MAX: Final = 5
+FIRST_PAUSE_S: Final = 0.25
+PAUSE_S_MAX: Final = 15.0
+PROGRESS_S: Final = 1.0
+KEY_S: Final = 5.0
+BUSY: Final = frozenset({429, 503})
+
+
+class LineRefused(Exception):
+    """A line will have no answer, and this is why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(slots=True)
+class _Running:
+    """A batch that is at work."""
+
+    batch: StoredBatch
+    results: BatchResults
+    key: VirtualKey
+    stops: str = ""
+
+    def counted(self) -> StoredBatch:
+        done = self.results
+        return replace_batch(self.batch, completed=done.completed, failed=done.failed)
+
+
+@dataclass(slots=True)
+class BatchRunner:
+    """Works on the batches of one gateway, one after the other."""
+
+    store: BatchStore
+    gateway: Gateway
+    clock: Clock
+    owner: str
+    lines_at_once: int
+    find_key: Callable[[str], VirtualKey]
+    # Which of these events are in the books, for those that the outbox has no more.
+    booked: Callable[[Set[str]], Set[str]]
+    _woken: anyio.Event = field(default_factory=anyio.Event)
+    _running: _Running | None = None
+    _cancelled: set[str] = field(default_factory=set[str])
+
+    def find(self) -> None:
+        """Finish the lines that an earlier life charged and did not tell; before anything of it is
+        closed, in a thread."""
+        for batch in self.store.open_batches(self.owner):
+            if batch.status != "validating":
+                results = self._open_results(batch)
+                results.resolve(self._charged)
+                results.close(is_over=False)
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def cancel(self, batch: StoredBatch) -> StoredBatch:
+        """Begin no more of its lines."""
+        self._cancelled.add(batch.id)
+        stopping = self._at(batch, "cancelling")
+        running = self._running
+        if running is not None and running.batch.id == batch.id:
+            running.batch = stopping
+            stopping = running.counted()
+        self.store.put_batch(stopping)
+        self.wake()
+        return stopping
+
+    def progress(self, batch: StoredBatch) -> StoredBatch:
+        """The batch with the counts of this moment."""
+        running = self._running
+        return running.counted() if running and running.batch.id == batch.id else batch
+
+    async def run(self) -> None:
+        """Work for ever."""
+        while True:
+            self._woken = anyio.Event()
+            open_batches = await anyio.to_thread.run_sync(self.store.open_batches, self.owner)
+            for batch in open_batches:
+                try:
+                    await self._work(batch)
+                except SteelyardError as error:
+                    # The disk of the batches, or the books: it is tried again.
+                    log.error("batch.not_worked_on", batch_id=batch.id, reason=str(error))
+            with anyio.move_on_after(PAUSE_S_MAX):
+                await self._woken.wait()
+
+    async def _work(self, batch: StoredBatch) -> None:
+        if batch.status == "validating":
+            batch = await self._validate(batch)
+        if batch.is_over:
+            return
+        key = await anyio.to_thread.run_sync(self.find_key, batch.key_id)
+        batch = replace_batch(batch, life=batch.life + 1)
+        await self._put(batch)
+        results = await anyio.to_thread.run_sync(self._open_results, batch)
+        running = self._running = _Running(batch, results, key)
+        is_over = False
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tell, running)
+                await self._answer_lines(running)
+                tasks.cancel_scope.cancel()
+            await self._finish(running)
+            is_over = True
+        finally:
+            self._running = None
+            results.close(is_over=is_over)
+
+    async def _validate(self, batch: StoredBatch) -> StoredBatch:
+        path = self.store.path_of(batch.input_file_id)
+        total, errors = await anyio.to_thread.run_sync(
+            lambda: check_lines(path, endpoint=batch.endpoint)
+        )
+        checked = replace_batch(batch, total=total, errors=tuple(errors))
+        if batch.id in self._cancelled:
+            checked = self._at(checked, "cancelled")
+        else:
+            checked = self._at(checked, "failed" if errors else "in_progress")
+        await self._put(checked)
+        return checked
+
+    async def _answer_lines(self, running: _Running) -> None:
+        lines = self._open_lines(running)
+
+        async def answer_next() -> None:
+            for number, line in lines:
+                await self._answer_line(running, number, line)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(self.lines_at_once):
+                tasks.start_soon(answer_next)
+
+    def _open_lines(self, running: _Running) -> Iterator[tuple[int, bytes]]:
+        """Lines that have no result, as long as there is to be one."""
+        batch = running.batch
+        for number, line in numbered_lines(self.store.path_of(batch.input_file_id)):
+            if running.results.is_done(number):
+                continue
+            if batch.id in self._cancelled or running.batch.status == "cancelling":
+                running.stops = "cancelled"
+                return
+            if self._now() >= batch.expires_at:
+                running.stops = "expired"
+                error = {"code": "batch_expired", "message": "the batch ended before this line"}
+                name = custom_id_of(line)
+                running.results.refused(number, name, response=None, error=error)
+                continue
+            yield number, line
+
+    async def _answer_line(self, running: _Running, number: int, line: bytes) -> None:
+        name, results = custom_id_of(line), running.results
+        request_id = f"{running.batch.id}-{number}"
+        try:
+            client = await self._ask(running, number, line, request_id)
+        except (LineRefused, SteelyardError) as error:
+            told = {"code": error.code, "message": str(error)}
+            results.refused(number, name, response=None, error=told)
+            return
+        if client.body is not None:
+            body = msgspec.Raw(client.body)
+            results.answered(number, name, request_id=request_id, body=body)
+            return
+        assert client.refused is not None, "a line was answered or refused"
+        status = client.refused.status
+        response = {"status_code": status, "request_id": request_id, "body": _json(client)}
+        results.refused(number, name, response=response, error=None)
+
+    async def _ask(
+        self, running: _Running, number: int, line: bytes, request_id: str
+    ) -> LineClient:
+        """Ask until there is an answer, or a refusal that another try would not change."""
+        pause_s, tries = FIRST_PAUSE_S, 0
+        while True:
+            client = LineClient()
+            try:
+                asked = self._asked(running, number, line, tries)
+                await serve(self.gateway, asked, running.key, client, request_id=request_id)
+                if client.refused is None or client.refused.status not in BUSY:
+                    return client
+                failure: SteelyardError = UpstreamUnavailable("the model's server is busy")
+            except RateLimited as limited:
+                failure, pause_s = limited, max(limited.retry_after_s, FIRST_PAUSE_S)
+            except Refusal:
+                raise
+            except Failure as broken:
+                failure = broken
+            tries += 1
+            # What is away or busy may come back; what breaks off does so for a reason.
+            is_waiting = isinstance(failure, RateLimited | UpstreamUnavailable)
+            if not is_waiting and tries >= TRIES_MAX:
+                raise failure
+            if self._now() >= running.batch.expires_at:
+                raise LineRefused("batch_expired", "the batch ended before this line")
+            if running.batch.status == "cancelling":
+                raise LineRefused("batch_cancelled", "the batch was cancelled before this line")
+            await anyio.sleep(min(pause_s, PAUSE_S_MAX))
+            pause_s *= 2
+
+    def _asked(self, running: _Running, number: int, line: bytes, tries: int) -> Asked:
+        """The request of a line, whose attempts are called after it, and noted before they are
+        charged."""
+        batch, made = running.batch, [""]
+        name, asked = read_line(line, batch_id=batch.id)
+
+        def new_attempt_id() -> str:
+            place = f"{number}/{batch.life}/{tries}/{len(made)}"
+            made.append(derived_id(place, after=batch.id.removeprefix("batch_")))
+            return made[-1]
+
+        def note(body: bytes) -> None:
+            running.results.note(JournalEntry(number, name, made[-1], msgspec.Raw(body)))
+
+        ways = tuple(_noting(way, note) for way in asked.ways)
+        return replace(asked, ways=ways, new_attempt_id=new_attempt_id)
+
+    async def _tell(self, running: _Running) -> None:
+        """Keep the counts, and look whether the key still works."""
+        looked_at = anyio.current_time()
+        while True:
+            await anyio.sleep(PROGRESS_S)
+            await self._put(running.counted())
+            if anyio.current_time() - looked_at >= KEY_S:
+                looked_at = anyio.current_time()
+                running.key = await anyio.to_thread.run_sync(self.find_key, running.batch.key_id)
+                if running.key.revoked_at is not None:
+                    self._cancelled.add(running.batch.id)
+
+    async def _finish(self, running: _Running) -> None:
+        """Make the result files known, and then the end of the batch."""
+        batch = self._at(running.counted(), "finalizing")
+        await self._put(batch)
+        for file_id, kind in ((batch.output_file_id, "output"), (batch.error_file_id, "error")):
+            path = self.store.path_of(file_id)
+            size = (await anyio.Path(path).stat()).st_size
+            if not size:
+                await anyio.Path(path).unlink()
+                continue
+            file = StoredFile(
+                id=file_id,
+                key_id=batch.key_id,
+                filename=f"{batch.id}_{kind}.jsonl",
+                purpose="batch_output",
+                size=size,
+                created_at=self._now(),
+            )
+            await anyio.to_thread.run_sync(self.store.put_file, file)
+        ends: dict[str, Status] = {"cancelled": "cancelled", "expired": "expired"}
+        over = self._at(batch, ends.get(running.stops, "completed"))
+        await self._put(over)
+        log.info(
+            "batch.ended",
+            batch_id=over.id,
+            status=over.status,
+            completed=over.completed,
+            failed=over.failed,
+        )
+
+    def _open_results(self, batch: StoredBatch) -> BatchResults:
+        path_of = self.store.path_of
+        return BatchResults(
+            batch.id, output=path_of(batch.output_file_id), errors=path_of(batch.error_file_id)
+        )
+
+    def _charged(self, event_ids: Set[str]) -> Set[str]:
+        found = self.gateway.outbox.events_among(frozenset(event_ids))
+        return found | self.booked(event_ids - found)
+
+    def _at(self, batch: StoredBatch, status: Status) -> StoredBatch:
+        moments = {**batch.moments, status: self._now()}
+        return replace_batch(batch, status=status, moments=moments)
+
+    async def _put(self, batch: StoredBatch) -> None:
+        await anyio.to_thread.run_sync(self.store.put_batch, batch)
+
+    def _now(self) -> int:
+        return int(self.clock.now().timestamp())
+
+
+def replace_batch(batch: StoredBatch, **changes: object) -> StoredBatch:
+    return msgspec.structs.replace(batch, **changes)
+
+
+def _noting(way: Way, note: Callable[[bytes], None]) -> Way:
+    def open_answer() -> Answer:
+        return NotedAnswer(way.open_answer(), note)
+
+    return replace(way, open_answer=open_answer)
+
+
+def _json(client: LineClient) -> msgspec.Raw | str:
+    """What the upstream said, as it is if it is JSON."""
+    assert client.refused is not None, "only a refusal has such a body"
+    try:
+        msgspec.json.decode(client.refused.body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return client.refused.body.decode(errors="replace")[:1_000]
+    return msgspec.Raw(client.refused.body)
