@@ -1,5 +1,6 @@
 """Books with tenants, keys and prices, made once; each history begins with a copy."""
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Generator
@@ -38,12 +39,14 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _template() -> tempfile.TemporaryDirectory[str]:
-    folder = scratch_folder()
+def _template() -> Path:
+    scratch = scratch_folder()
+    atexit.register(scratch.cleanup)
+    folder = Path(scratch.name)
     numbers = count(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ids, "uuid7", lambda: f"00000000-0000-7000-8000-{next(numbers):012x}")
-        stores = open_stores(read_settings(data_dir=Path(folder.name)), should_migrate=True)
+        stores = open_stores(read_settings(data_dir=folder), should_migrate=True)
         version = publishable_version(read_price_book(PRICE_BOOK, published=[]))
         stores.prices.publish(version, at=BEGINNING)
         _add_tenants(stores)
@@ -74,7 +77,7 @@ def _add_tenants(stores: Stores) -> None:
 @contextmanager
 def fresh_stores(folder: Path) -> Generator[Stores]:
     """A copy of the template, open."""
-    shutil.copytree(_template().name, folder, dirs_exist_ok=True)
+    shutil.copytree(_template(), folder, dirs_exist_ok=True)
     stores = open_stores(read_settings(data_dir=folder))
     try:
         yield stores
