@@ -53,7 +53,7 @@ def final_problems(
             f"{one} was recorded, and has no event"
             for one in sorted(universe.recorded - events.keys())
         ),
-        *_disagreements(events, made),
+        *_disagreements(events, made, is_growing=bool(universe.plan.hold_chunk_tokens)),
         *_broken_promises(events, told),
     ]
 
@@ -67,12 +67,14 @@ def _unexplained(universe: Universe) -> list[str]:
     return [f"reconciliation finds {wrong}" for _ in range(bool(wrong))]
 
 
-def _disagreements(events: Mapping[str, UsageEvent], made: Mapping[str, Made]) -> list[str]:
+def _disagreements(
+    events: Mapping[str, UsageEvent], made: Mapping[str, Made], *, is_growing: bool
+) -> list[str]:
     return [
         f"the event {event.id} ({event.data.end_cause}, {event.data.disconnect_policy}, "
         f"streamed: {event.data.is_streamed}) has {_counts(event)}; made: {made.get(event.id)}"
         for event in events.values()
-        if not _agrees(event, made.get(event.id))
+        if not _agrees(event, made.get(event.id), is_growing=is_growing)
     ]
 
 
@@ -91,13 +93,15 @@ def _broken_promises(events: Mapping[str, UsageEvent], told: Sequence[Told]) -> 
     return [*problems, *(f"{many} was answered twice" for many, n in counts.items() if n > 1)]
 
 
-def _agrees(event: UsageEvent, made: Made | None) -> bool:
+def _agrees(event: UsageEvent, made: Made | None, *, is_growing: bool) -> bool:
     """Whether an event charges what the settlement matrix says of what the upstream made."""
     counts, cause = _counts(event), event.data.end_cause
     if made is None:
         return counts == NOTHING and cause not in WHOLE
     everything = made.prompt_tokens, made.completion_tokens
     was_handed_over = event.data.is_streamed and made.completion_tokens > 0
+    # A hold that cannot grow while the books are away ends a drained answer as well.
+    was_cut = is_growing and not made.is_whole and cause != "gateway_crashed"
     match cause:
         case "completed" | "stopped_by_limit":
             return counts == everything and made.is_whole
@@ -118,7 +122,7 @@ def _agrees(event: UsageEvent, made: Made | None) -> bool:
             return counts == NOTHING
         case "prompt_only":
             return counts in {NOTHING, (made.prompt_tokens, 0)}
-        case "drain" if cause == "gateway_stopped" or made.has_failed:
+        case "drain" if cause == "gateway_stopped" or made.has_failed or was_cut:
             return counts == NOTHING or _is_part(counts, made)
         case "drain":
             return counts == everything
