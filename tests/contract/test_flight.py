@@ -1,6 +1,7 @@
 """Open holds are requests in flight: `steelyard verify` compares them with the outboxes here."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -83,6 +84,28 @@ def test_a_hold_that_is_open_for_too_long_is_a_difference(here: World) -> None:
     [difference] = _differences()
 
     assert difference.startswith(f"hold {hold.id} is open since 2026-11-24")
+
+
+def test_a_lease_that_waits_for_what_is_done_with_is_a_difference(here: World) -> None:
+    for _ in range(2):
+        here.chat()
+    here.keep_leases()
+    here.chat()
+    here.settle()
+    [lease] = here.holding.lease_desk.left_by(source_prefix="")
+    last, to_come = here.events()[-1].id, new_id()
+    assert _differences() == []
+
+    with here.stores.books.write() as unit:
+        unit.keep_leases([replace(lease, status="ended", last_event_id=last)])
+    stuck = _differences()
+    with here.stores.books.write() as unit:
+        unit.keep_leases([replace(lease, status="ended", last_event_id=to_come)])
+
+    assert stuck == [
+        f"lease {lease.id} waits for event {last}, which is done with: 'steelyard lease end'"
+    ]
+    assert _differences() == []
 
 
 def test_a_record_in_quarantine_is_a_link_of_its_source(world: World) -> None:

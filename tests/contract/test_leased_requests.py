@@ -162,7 +162,7 @@ def test_a_budget_of_tokens_bounds_what_is_granted_in_memory(world: World) -> No
         scope_id=organisation.id,
         unit="tokens",
         period="day",
-        amount=8_000,
+        amount=4_000,
         is_hard=True,
         currency=USD,
         time_zone="UTC",
@@ -180,7 +180,7 @@ def test_a_budget_of_tokens_bounds_what_is_granted_in_memory(world: World) -> No
     [standing] = world.stores.budgets.standings(at=world.clock.now())
     events = world.events()
     used = sum(sum(_tokens(event)) for event in events)
-    assert standing.stands.used == used <= 8_000
+    assert standing.stands.used == used <= 4_000
     assert served > 20
     assert any(_leased_events(world))
     assert world.differences() == []

@@ -49,6 +49,24 @@ def check_flight(books: FundBooks, find_attempts: FindAttempts, *, at: datetime)
     return check
 
 
+def check_ended_leases(books: FundBooks) -> Check:
+    """A lease that has ended waits for its last event, and goes with it."""
+    check = Check("I8", "every lease that has ended waits for an event that is still to come")
+    with books.write() as unit:
+        leases = [one for one in unit.leases_of(source_prefix="") if one.last_event_id]
+        awaited = {one.last_event_id for one in leases if one.last_event_id}
+        done = unit.hold_ends(awaited).keys() | unit.events_dismissed(awaited)
+    for lease in leases:
+        check.expect(
+            lease.last_event_id not in done,
+            lambda one=lease: (
+                f"lease {one.id} waits for event {one.last_event_id}, which is done with: "
+                "'steelyard lease end'"
+            ),
+        )
+    return check
+
+
 def _still_open(books: FundBooks, hold_ids: Collection[str]) -> set[str]:
     if not hold_ids:
         return set()

@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from steelyard.billing.flight_checks import check_flight
+from steelyard.billing.flight_checks import check_ended_leases, check_flight
 from steelyard.billing.statement import Movements, Period, Statement, make_statement
 from steelyard.billing.verification import Check, verify_books
 from steelyard.entrypoints.cli.output import (
@@ -111,6 +111,7 @@ def verify(json: JsonFlag = False) -> None:
         checks = verify_books(snapshot, progress=lambda count: bar.advance(task, count))
     with stores_opened() as stores:
         find = partial(_find_attempts, read_settings().outbox_dir)
+        checks.append(check_ended_leases(stores.books))
         checks.append(check_flight(stores.books, find, at=stores.clock.now()))
     if json:
         print_json({"holds": all(c.holds for c in checks), "checks": [_check(c) for c in checks]})
