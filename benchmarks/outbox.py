@@ -159,6 +159,7 @@ _RECORD = close_record(
     amount=Money(640_000_000, Currency("USD")),
     end_cause="completed",
     count_source="provider",
+    output_digest="0" * 64,
     at=NOW,
 )
 

@@ -1,11 +1,10 @@
 """The worker's process: follows the outboxes and brings their events into the books."""
 
-import gc
 import signal
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from steelyard.billing.grant_expiry import expire_grants
 from steelyard.billing.open_holds import mark_old_holds
 from steelyard.billing.reconciliation import Reconciliation
 from steelyard.billing.settlement import settle_batch
+from steelyard.collection import collection_paused
 from steelyard.entrypoints.logs import configure_logs
 from steelyard.entrypoints.metrics_server import metrics_served
 from steelyard.entrypoints.patience import start_patiently
@@ -224,7 +224,7 @@ class Worker:
             assert batch is not None, "records do not vanish from an outbox"
         began_s = time.monotonic()
         try:
-            with _collection_paused(), self._stores.books.write() as unit:
+            with collection_paused(), self._stores.books.write() as unit:
                 counts = settle_batch(batch, unit, at=self._stores.clock.now())
                 set_aside = unit.set_aside
         except PositionMoved as moved:
@@ -288,13 +288,3 @@ def _newest(reader: EventLogReader) -> int | None:
         return reader.newest()
     except EventLogUnavailable:
         return None
-
-
-@contextmanager
-def _collection_paused() -> Generator[None]:
-    """A batch makes many objects and no circles: looking for some would cost a fifth of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -38,22 +38,36 @@ class Relay:
         self._readers: dict[Path, OutboxReader] = {}
 
     def work(self) -> int:
-        """Carry what is there now, a batch of each outbox; returns how many events."""
-        return sum(self._carry(path) for path in find_outboxes(self._outbox_dir))
+        """Carry what is there now, a batch of each outbox; returns how many events.
+
+        An outbox that cannot be read keeps nobody from the others; a broker that takes nothing does.
+        """
+        carried = 0
+        failure: EventLogUnavailable | None = None
+        for path in find_outboxes(self._outbox_dir):
+            try:
+                records = self._read(path)
+            except EventLogUnavailable as unreadable:
+                failure = unreadable
+                continue
+            if records:
+                self._carry(path, records)
+            carried += len(records)
+        if failure and not carried:
+            raise failure
+        return carried
 
     def close(self) -> None:
         self._sender.close()
 
-    def _carry(self, path: Path) -> int:
+    def _read(self, path: Path) -> Sequence[LogRecord]:
         reader = self._reader(path)
-        if reader is None:
-            return 0
-        records = reader.read_after(read_relayed(path), limit=self._batch_max)
-        if records:
-            self._sender.send(records)
-            _write_relayed(path, records[-1].position)
-            log.info("events.relayed", log_id=reader.log_id, count=len(records))
-        return len(records)
+        return reader.read_after(read_relayed(path), limit=self._batch_max) if reader else ()
+
+    def _carry(self, path: Path, records: Sequence[LogRecord]) -> None:
+        self._sender.send(records)
+        _write_relayed(path, records[-1].position)
+        log.info("events.relayed", log_id=self._readers[path].log_id, count=len(records))
 
     def _reader(self, path: Path) -> OutboxReader | None:
         """None for an outbox that its gateway is still making."""

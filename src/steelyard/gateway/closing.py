@@ -98,6 +98,7 @@ def _rate(
         amount=charge.total,
         end_cause=end_cause,
         count_source=admitted.upstream.count_source,
+        output_digest=meter.output_digest(),
         at=at,
     )
     closed = Closed(admitted.hold.id, usage, charge, end_cause)

@@ -73,6 +73,7 @@ def unserved_draft(
         amount=Money(0, hold.amount.currency),
         end_cause=end_cause,
         count_source="none",
+        output_digest=None,
         at=at,
     )
     return EventDraft(hold.id, at, record)
@@ -87,6 +88,7 @@ def close_record(
     amount: Money,
     end_cause: EndCause,
     count_source: CountSource,
+    output_digest: str | None,
     at: datetime,
 ) -> UsageRecord:
     """What was opened, with how it ended."""
@@ -104,6 +106,6 @@ def close_record(
         first_token_at=write_timestamp(first_token_at) if first_token_at else None,
         ended_at=write_timestamp(at),
         amount=write_decimal(amount.picos),
-        output_digest=meter.output_digest() if meter else None,
+        output_digest=output_digest,
         lease_id=hold.lease_id,
     )

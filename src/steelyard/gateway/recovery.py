@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain, islice
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -20,6 +21,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from steelyard.billing.books import Books
 from steelyard.billing.settlement_matrix import charged_usage
 from steelyard.clock import Clock
+from steelyard.collection import collection_paused
 from steelyard.errors import SteelyardError
 from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
 from steelyard.eventlog.log import EventLogUnavailable
@@ -60,8 +62,7 @@ class LeftOpen:
     leases: Mapping[str, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt:
+class _Attempt(NamedTuple):
     """An attempt that was left open."""
 
     hold: Hold
@@ -180,9 +181,10 @@ class Recovery:
         return known
 
     def _write(self, part: _Part) -> Sequence[PendingEvent]:
-        at = self.clock.now()
-        drafts = [self._draft(one, part.logged.get(one.hold.id), at=at) for one in part.attempts]
-        return [self.outbox.append(draft) for draft in drafts]
+        at, logged = self.clock.now(), part.logged
+        with collection_paused():
+            drafts = [self._draft(one, logged.get(one.hold.id), at=at) for one in part.attempts]
+            return [self.outbox.append(draft) for draft in drafts]
 
     def _draft(
         self, attempt: _Attempt, logged: LoggedAttempt | None, *, at: datetime
@@ -225,9 +227,10 @@ class Recovery:
             amount=charge.total,
             end_cause=CAUSE,
             count_source=logged.count_source,
+            output_digest=None,
             at=at,
         )
-        return EventDraft(hold.id, at, msgspec.structs.replace(record, output_digest=None))
+        return EventDraft(hold.id, at, record)
 
 
 def _as_grown(hold: Hold, placed: Mapping[str, int]) -> Hold:
@@ -242,7 +245,8 @@ def _wait_for(pending: Sequence[PendingEvent]) -> None:
 
 
 def _read_some(holds: Iterator[Hold]) -> list[_Attempt]:
-    return [_Attempt(hold, read_opened(hold)) for hold in islice(holds, ATTEMPTS_AT_ONCE)]
+    with collection_paused():
+        return [_Attempt(hold, read_opened(hold)) for hold in islice(holds, ATTEMPTS_AT_ONCE)]
 
 
 def _by_upstream(attempts: Sequence[_Attempt]) -> Mapping[str, list[str]]:

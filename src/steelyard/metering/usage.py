@@ -100,6 +100,8 @@ UNITS_OF_CHOICE: Final = frozenset(
 # What the work took of the machine: reported, and charged only where the price book names it.
 ENGINE_TIME: Final = frozenset((ENGINE_GPU_MICROSECONDS, ENGINE_CPU_MICROSECONDS))
 
+_INPUT_TOKENS: Final = frozenset(INPUT_TOKENS)
+_OUTPUT_TOKENS: Final = frozenset(OUTPUT_TOKENS)
 # What a budget of tokens counts.
 TOKEN_METERS: Final = frozenset((*INPUT_TOKENS, *OUTPUT_TOKENS))
 
@@ -135,6 +137,8 @@ class Usage:
         affair. So are the tokens of work that is counted in items or in units of choice, where text
         is not named. Of the units of choice, those that are named were chosen.
         """
+        if all(meter in named for meter in self.counts):
+            return self
         counts: Counter[str] = Counter()
         has_units = ITEM in self.counts or not UNITS_OF_CHOICE.isdisjoint(self.counts)
         is_priced_otherwise = has_units and INPUT_TEXT not in named
@@ -159,12 +163,12 @@ class Usage:
     @property
     def input_tokens(self) -> int:
         """All tokens of the prompt, whether cached or not (what OpenAI calls prompt_tokens)."""
-        return sum(self.count(meter) for meter in INPUT_TOKENS)
+        return sum(n for meter, n in self.counts.items() if meter in _INPUT_TOKENS)
 
     @property
     def output_tokens(self) -> int:
         """All tokens produced, reasoning included (what OpenAI calls completion_tokens)."""
-        return sum(self.count(meter) for meter in OUTPUT_TOKENS)
+        return sum(n for meter, n in self.counts.items() if meter in _OUTPUT_TOKENS)
 
 
 NO_USAGE: Final = Usage({})

@@ -61,6 +61,8 @@ class ModelPrices:
     def bearer_of(self, meter: str) -> str | None:
         """The name in prices or formulas that bears a meter: its own, or else that of the meter it
         is a part of. A cached token without a price costs as much as any other token."""
+        if meter in self.meters:
+            return meter
         while not self._names(meter):
             if "." not in meter:
                 return None
@@ -68,9 +70,9 @@ class ModelPrices:
         return meter
 
     def _names(self, meter: str) -> bool:
-        return meter in self.meters or any(
-            meter in formula.meters for formula in self.equivalent_tokens.values()
-        )
+        if meter in self.meters or not self.equivalent_tokens:
+            return meter in self.meters
+        return any(meter in formula.meters for formula in self.equivalent_tokens.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from steelyard.errors import Failure
 from steelyard.gateway.upstreams.habits import Habits
@@ -95,8 +95,7 @@ class UpstreamAnswer:
     retry_after: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedAttempt:
+class LoggedAttempt(NamedTuple):
     """What an upstream's own log says of an attempt; `usage` is a usage block."""
 
     usage: bytes
