@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         default=True, description="whether prompts that begin alike share what was computed"
     )
     engine_threads: int | None = Field(
-        default=None, ge=1, description="threads of torch; default: half of the cores"
+        default=None, ge=1, description="threads of torch; default: one for each core"
     )
     engine_request_log: Path | None = Field(
         default=None,

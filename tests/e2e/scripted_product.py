@@ -110,24 +110,30 @@ def running_scripted_product(
 ) -> Generator[ScriptedProduct]:
     """Start upstream, gateway and worker, publish prices, and stop them in order afterwards."""
     port = free_port()
-    upstream_url = f"http://127.0.0.1:{port}"
+    (folder / "script.yaml").write_text(script)
+    words = ("scripted-upstream", str(folder / "script.yaml"), "--port", str(port))
+    url = f"http://127.0.0.1:{port}"
+    with running_before(url, folder, upstream=words, **settings) as product:
+        wait_until(lambda: product.is_ready(f"{url}/v1/models"))
+        yield product
+
+
+@contextmanager
+def running_before(
+    upstream_url: str, folder: Path, *, upstream: tuple[str, ...] = (), **settings: str
+) -> Generator[ScriptedProduct]:
+    """Gateway and worker before an upstream, which is started with them or runs already."""
     environment = product_environment(
         folder / "data", STEELYARD_ENGINE_URL=upstream_url, **settings
     )
-    (folder / "script.yaml").write_text(script)
     (folder / "prices.yaml").write_text(PRICE_BOOK)
     run_command("init", environment=environment)
     with ExitStack() as stack:
         product = ScriptedProduct(environment, upstream_url, folder, stack)
         product.command("price", "publish", str(folder / "prices.yaml"))
-        script_file = str(folder / "script.yaml")
-        for name, *words in (
-            ("upstream", "scripted-upstream", script_file, "--port", str(port)),
-            ("worker", "worker"),
-            ("gateway", "gateway"),
-        ):
+        starting = [("worker", "worker"), ("gateway", "gateway")]
+        for name, *words in [("upstream", *upstream), *starting] if upstream else starting:
             stack.callback(stop_process, product.start(name, *words))
-        wait_until(lambda: product.is_ready(f"{upstream_url}/v1/models"))
         wait_until(lambda: product.is_ready(f"{product.url}/health"))
         yield product
 
