@@ -93,7 +93,8 @@ def test_crowds_are_charged_what_vllm_counts(product: ScriptedProduct, vllm: str
     before = counters(vllm)
 
     with ThreadPoolExecutor(8) as pool:
-        told = list(pool.map(lambda i: ask(product, secret, i, stream=i % 2 == 0), range(8)))
+        asked = [pool.submit(ask, product, secret, i, stream=i % 2 == 0) for i in range(8)]
+        told = [future.result() for future in asked]
 
     usages = [usage for usage, _ in told]
     after = counters(vllm)
