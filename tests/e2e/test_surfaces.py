@@ -18,6 +18,7 @@ from tests.e2e.scripted_product import ScriptedProduct, running_scripted_product
 pytestmark = pytest.mark.slow
 SCRIPT = """
 models: [scripted]
+paths: [/v1/chat/completions, /v1/completions]
 answers:
   - when: {contains: weather}
     words: []

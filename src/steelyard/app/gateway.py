@@ -34,6 +34,7 @@ from steelyard.gateway.limit_directory import LimitDefaults, LimitDirectory, Lim
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
 from steelyard.gateway.prices import PriceDirectory
+from steelyard.gateway.prompt_counter import PromptCounter
 from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
@@ -85,6 +86,8 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     recovery = _recovery(
         settings, stores, holding, prices=prices, upstreams=catalog.routes.upstreams
     )
+    prompt_counter = PromptCounter(_counting_process(settings))
+    closing.callback(prompt_counter.close)
     admission = Admission(
         catalog=catalog,
         prices=prices,
@@ -95,6 +98,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
         clock=stores.clock,
         disconnect_policies=_disconnect_policies(settings),
         hold_chunk_tokens=settings.hold_chunk_tokens,
+        prompt_counter=prompt_counter,
     )
     watch_pruning = _pruning(settings, stores, outbox).watch
     answers = _answers(settings, stores.clock)
@@ -216,12 +220,16 @@ def _outbox_path(settings: Settings) -> Path:
 def _open_audit(settings: Settings, clock: Clock) -> UpstreamAudit:
     path = settings.outbox_dir / f"{settings.gateway_name}{SUFFIX}"
     return UpstreamAudit(
-        CountingProcess(settings.tokenizers_dir, timeout_s=settings.audit_timeout_s),
+        _counting_process(settings),
         RecountLog(path),
         share=settings.audit_share,
         waiting_max=settings.audit_waiting_max,
         clock=clock,
     )
+
+
+def _counting_process(settings: Settings) -> CountingProcess:
+    return CountingProcess(settings.tokenizers_dir, timeout_s=settings.audit_timeout_s)
 
 
 def _limit_directory(settings: Settings, access: AccessStore) -> LimitDirectory:

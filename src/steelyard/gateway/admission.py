@@ -21,6 +21,7 @@ from steelyard.gateway.holding import Holding
 from steelyard.gateway.limit_directory import LimitDirectory, LimitsInForce
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.prices import PinnedPrices, PriceDirectory
+from steelyard.gateway.prompt_counter import PromptCounter
 from steelyard.gateway.refusals import (
     AnswerTooLong,
     NotEnoughMoney,
@@ -183,6 +184,7 @@ class Admission:
     disconnect_policies: DisconnectPolicies
     # Of a stream's answer so many tokens are held for at a time; zero: all of it at once.
     hold_chunk_tokens: int = 0
+    prompt_counter: PromptCounter | None = None
 
     def receive(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Received:
         """Find out where a request may go; raises one of the refusals."""
@@ -229,28 +231,37 @@ class Admission:
     async def quote(self, asked: Asked, key: VirtualKey) -> Quote:
         """Count and price a prompt; refuses as `admit` does, and holds nothing."""
         route = self._route(asked, key, self.catalog.plan(asked).first().deployment)
-        if not route.can_count:
-            raise SurfaceNotServed(f"the server of {route.model.id} does not count prompts")
         limits = self.limits.over(key, model=route.model.id, asked=asked.model)
         output = self._output_tokens(asked, route, limits)
         prices, currency = route.pinned.prices, route.pinned.currency
         counted = await self.counts.count(limits.counted, tokens=0)
         try:
-            count = await route.count(asked)
+            count = await self._count(asked, route)
         finally:
             counted.end(tokens=0)
+        if count is None:
+            raise SurfaceNotServed(f"nobody counts the prompts of {route.model.id}")
         bound = _bound_of(asked, count, output, is_exact=True)
         usage = text_usage(input_tokens=count, output_tokens=0)
         return Quote(
             model=route.model,
             pinned=route.pinned,
-            count_source=route.upstream.count_source,
+            count_source=route.upstream.count_source if route.can_count else "tokenizer",
             input_tokens=count,
             input_tokens_max=limits.input_tokens_max,
             output_tokens_max=output,
             prompt_cost=rate_usage(usage, prices=prices, currency=currency).total,
             highest_cost=_highest(bound, route.pinned),
         )
+
+    async def _count(self, asked: Asked, route: _Route) -> int | None:
+        """The tokens of a prompt: by its upstream, or else by a registered tokenizer."""
+        if route.can_count:
+            return await route.count(asked)
+        if self.prompt_counter is None:
+            return None
+        count = await self.prompt_counter.count(route.model.id, route.way.fields())
+        return count + asked.size.extra_tokens if count is not None else None
 
     def _output_tokens(self, asked: Asked, route: _Route, limits: LimitsInForce) -> int:
         """The longest answer, all choices together."""
@@ -290,15 +301,18 @@ class Admission:
         at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
         if at_most is not None and at_most <= limit:
             return _bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
-        if not route.can_count:
+        count = await self._count(asked, route)
+        if count is None:
             most = f"up to {at_most}" if at_most is not None else "nobody knows how many"
             raise PromptTooLong(
-                f"the prompt may have {most} tokens by its length, and the server of "
-                f"{route.model.id} does not count them; at most {limit} are allowed"
+                f"the prompt may have {most} tokens by its length, and nobody counts those of "
+                f"{route.model.id}; at most {limit} are allowed"
             )
-        count = await route.count(asked)
         if count > limit:
             raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are allowed")
+        if not route.can_count and at_most is not None:
+            # It is within its limit; what it costs at most, its bytes say more safely.
+            return _bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
         return _bound_of(asked, count, output, is_exact=True, chunk=chunk)
 
     def _open(

@@ -7,14 +7,15 @@ counts; when that does not keep up, jobs are dropped, and how many is recorded.
 import threading
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-import msgspec
 import structlog
 
 from steelyard.clock import Clock
 from steelyard.errors import Failure
 from steelyard.gateway.admission import Admitted
+from steelyard.gateway.prompt_counter import write_prompt
+from steelyard.gateway.recounter import Recounter
 from steelyard.ids import new_id
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.recount import RecountJob, RecountRecord, is_sampled
@@ -28,21 +29,6 @@ log = structlog.get_logger()
 WAITING_BYTES_MAX: Final = 64 * 1024 * 1024
 MODELS_REFRESH_S: Final = 2.0
 WHOLE: Final = frozenset({"completed", "stopped_by_limit"})
-PROMPT_FIELDS: Final = ("messages", "prompt", "tools", "stop", "functions", "response_format")
-
-
-class Recounter(Protocol):
-    """Counts again. Called by one thread."""
-
-    def models(self) -> frozenset[str]:
-        """Those that have a registered tokenizer."""
-        ...
-
-    def recount(self, job: RecountJob) -> RecountRecord:
-        """Raises CountingStopped."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class RecountSink(Protocol):
@@ -186,13 +172,11 @@ class UpstreamAudit:
 def _job(waiting: _Waiting) -> RecountJob:
     admitted, meter = waiting.admitted, waiting.meter
     assert meter.reported is not None, "only what was reported is counted again"
-    fields = admitted.way.fields()
-    prompt: dict[str, Any] = {name: fields[name] for name in PROMPT_FIELDS if name in fields}
     return RecountJob(
         id=admitted.hold.id,
         upstream=admitted.model.upstream,
         model=admitted.model.id,
-        prompt=msgspec.json.encode(prompt),
+        prompt=write_prompt(admitted.way.fields()),
         answer=meter.delivered_lines(),
         is_streamed=admitted.asked.is_streamed,
         reported_input=meter.reported.input_tokens,
