@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +26,7 @@ from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.disk import Disk
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission
+from steelyard.gateway.answer_cache import AnswerCache
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.holding import Holding
@@ -175,6 +176,7 @@ class World:
         self.disk: Disk | None = None
         # What the next gateway that starts holds for at a time; zero: whole answers.
         self.hold_chunk_tokens = 0
+        self.cache: AnswerCache | None = None
         self.keys: dict[str, VirtualKey] = {}
         self.tenants: dict[str, Organisation | Department] = {}
         self.publish_prices(PRICE_BOOK)
@@ -236,6 +238,7 @@ class World:
             clock=self.clock,
             disconnect_policies=self.disconnect_policies,
             hold_chunk_tokens=self.hold_chunk_tokens,
+            cache=self.cache,
         )
 
     def recover(self) -> int:
@@ -330,9 +333,13 @@ class World:
             **given,
         }
         body = {name: value for name, value in body.items() if value is not None}
-        return await self.ask_parsed_async(
-            key, lambda: parse_chat(json.dumps(body).encode()), client=client
-        )
+        cache_control = body.pop("cache_control", None)
+
+        def parse() -> Asked:
+            asked = parse_chat(json.dumps(body).encode())
+            return replace(asked, cache_control=cache_control)
+
+        return await self.ask_parsed_async(key, parse, client=client)
 
     def ask(self, path: str, key: str = "acme", **body: Any) -> Answered:
         """Ask for any work that is put as JSON."""

@@ -236,6 +236,21 @@ class Settings(BaseSettings):
         ge=1024 * 1024,
         description="largest size of all kept answers, in bytes; the oldest go first",
     )
+    answer_cache_keep_s: float = Field(
+        default=86_400.0,
+        gt=0,
+        description="how long an answer stays in the answer cache, whatever a key allows; in seconds",
+    )
+    answer_cache_wait_s: float = Field(
+        default=30.0,
+        ge=0,
+        description="how long a request waits for the same one that is being answered; in seconds",
+    )
+    answer_cache_bytes_max: int = Field(
+        default=256 * 1024**2,
+        ge=1024 * 1024,
+        description="largest size of the answer cache, in bytes; the oldest answers go first",
+    )
     outbox_keep_s: float = Field(
         default=86_400.0,
         ge=0,

@@ -13,9 +13,9 @@ from steelyard.gateway.idempotency import (
     Idempotency,
     IdempotencyConflict,
     IdempotencyKeyReused,
-    Place,
     read_key,
 )
+from steelyard.gateway.kept_answers import Place
 from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.serve import AnsweringClient, serve
 from steelyard.gateway.upstreams.scripted import Script

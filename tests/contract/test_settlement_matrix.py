@@ -186,6 +186,7 @@ def test_every_row_of_the_matrix_is_tried_here_or_named() -> None:
         "gateway_stopped",
         "event_log_failed",
         "hold_growth_denied",
+        "cache_hit",
     }
 
     tried = {row.cause for row in ROWS}

@@ -52,6 +52,8 @@ class VirtualKey:
     project: Project | None = None
     # What its callers are charged when they leave; None where the model or the gateway decides.
     disconnect_policy: DisconnectPolicy | None = None
+    # How old an answer of the cache may be for its requests, in seconds; None: it uses none.
+    cache_ttl_s: int | None = None
 
     @property
     def path(self) -> str:

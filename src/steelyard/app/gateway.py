@@ -21,6 +21,7 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.eventlog.recount_log import SUFFIX, RecountLog
 from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission
+from steelyard.gateway.answer_cache import AnswerCache
 from steelyard.gateway.answer_store import SqliteAnswerStore
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.batches.batch_runner import BatchRunner
@@ -88,6 +89,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     )
     prompt_counter = PromptCounter(_counting_process(settings))
     closing.callback(prompt_counter.close)
+    cache = _answer_cache(settings, stores.clock, closing)
     admission = Admission(
         catalog=catalog,
         prices=prices,
@@ -99,6 +101,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
         disconnect_policies=_disconnect_policies(settings),
         hold_chunk_tokens=settings.hold_chunk_tokens,
         prompt_counter=prompt_counter,
+        cache=cache,
     )
     watch_pruning = _pruning(settings, stores, outbox).watch
     answers = _answers(settings, stores.clock)
@@ -193,6 +196,18 @@ async def _open_batches(
 def _booked(stores: Stores, event_ids: Set[str]) -> Set[str]:
     with stores.reports.snapshot() as snapshot:
         return {one for one in event_ids if snapshot.recent_events(event_id=one, limit=1)}
+
+
+def _answer_cache(settings: Settings, clock: Clock, closing: AsyncExitStack) -> AnswerCache:
+    store = SqliteAnswerStore(
+        settings.data_dir / "cache.db",
+        owner=settings.gateway_name,
+        clock=clock,
+        keep_s=settings.answer_cache_keep_s,
+        bytes_max=settings.answer_cache_bytes_max,
+    )
+    closing.callback(store.close)
+    return AnswerCache(store, clock, wait_s=settings.answer_cache_wait_s)
 
 
 def _pruning(settings: Settings, stores: Stores, outbox: Outbox) -> OutboxPruning:

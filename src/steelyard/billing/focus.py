@@ -19,6 +19,7 @@ from steelyard.billing.export_lines import AdjustmentLine, ExportLine
 from steelyard.billing.statement import Period
 from steelyard.billing.usage_line import UsageLine
 from steelyard.metering.usage import (
+    CACHE_HIT,
     CALL,
     ENGINE_TIME,
     INPUT_AUDIO_SECONDS,
@@ -40,6 +41,7 @@ UNITS: Final[Mapping[str, str]] = MappingProxyType(
     {
         **dict.fromkeys(TOKEN_METERS, "Tokens"),
         CALL: "Requests",
+        CACHE_HIT: "Requests",
         SEARCH: "Requests",
         ITEM: "Items",
         INPUT_AUDIO_SECONDS: "Seconds",

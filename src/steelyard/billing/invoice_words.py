@@ -127,6 +127,7 @@ _METERS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         usage.OUTPUT_IMAGE_HEIGHT: ("Image height", "图像高度"),
         usage.OUTPUT_IMAGE_TOKENS: ("Image output tokens", "图像输出 token"),
         usage.SEARCH: ("Web searches", "联网搜索"),
+        usage.CACHE_HIT: ("Answers from the cache", "缓存应答"),
         usage.CALL: ("Requests", "请求"),
         usage.ITEM: ("Batch items", "批处理条目"),
         usage.ENGINE_GPU_MICROSECONDS: ("GPU microseconds", "GPU 微秒"),

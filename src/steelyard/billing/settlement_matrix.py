@@ -8,16 +8,17 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage import NO_USAGE, Usage
+from steelyard.metering.usage import CACHE_HIT, NO_USAGE, Usage
 from steelyard.metering.usage_event import DisconnectPolicy, EndCause
 
-Basis = Literal["reported", "delivered", "prompt", "nothing"]
+Basis = Literal["reported", "delivered", "prompt", "hit", "nothing"]
 
 MATRIX: Final[Mapping[EndCause, Basis | Literal["policy"]]] = MappingProxyType(
     {
         "completed": "reported",
         "stopped_by_limit": "reported",
         "hold_growth_denied": "delivered",
+        "cache_hit": "hit",
         "client_left_before_first_token": "policy",
         "client_left": "policy",
         "upstream_refused": "nothing",
@@ -48,5 +49,7 @@ def charged_usage(end_cause: EndCause, meter: AnswerMeter, *, policy: Disconnect
             return meter.delivered
         case "prompt":
             return (meter.reported or NO_USAGE).of_prompt()
+        case "hit":
+            return Usage({CACHE_HIT: 1})
         case "nothing":
             return NO_USAGE

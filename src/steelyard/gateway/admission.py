@@ -1,6 +1,5 @@
 """Admission: everything that can say no, in the order of its cost. Ends with a hold."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -8,12 +7,12 @@ import msgspec
 from steelyard import __version__
 from steelyard.access.rate_limit import RequestCounts
 from steelyard.access.virtual_key import VirtualKey
-from steelyard.billing.authorization import affordable_output_tokens, highest_charge_within
 from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.clock import Clock
 from steelyard.eventlog.attempt_records import PendingOpening
 from steelyard.eventlog.outbox import Outbox
+from steelyard.gateway.answer_cache import AnswerCache, CacheUse
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.event_draft import opened_attempt
 from steelyard.gateway.growing_hold import GrowingHold
@@ -24,10 +23,18 @@ from steelyard.gateway.prices import PinnedPrices, PriceDirectory
 from steelyard.gateway.prompt_counter import PromptCounter
 from steelyard.gateway.refusals import (
     AnswerTooLong,
-    NotEnoughMoney,
-    OverBudget,
     PromptTooLong,
     SurfaceNotServed,
+)
+from steelyard.gateway.request_bound import (
+    Bound,
+    affordable_tokens,
+    bound_by_meter,
+    bound_of,
+    bound_of_hit,
+    highest_cost_of,
+    tokens_within,
+    too_little,
 )
 from steelyard.gateway.request_counting import RequestCounting
 from steelyard.gateway.routing.deployment import Deployment
@@ -38,21 +45,11 @@ from steelyard.gateway.workloads.asked import Asked, Limits, Way
 from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.token_bound import input_tokens_lower_bound, input_tokens_upper_bound
 from steelyard.metering.usage import (
-    CALL,
-    INPUT_AUDIO_TOKENS,
-    INPUT_IMAGE_TOKENS,
     INPUT_TEXT,
-    ITEM,
-    OUTPUT_AUDIO_TOKENS,
-    OUTPUT_IMAGE_TOKENS,
-    OUTPUT_TEXT,
-    TOKEN_METERS,
-    UNITS_OF_CHOICE,
     text_usage,
 )
 from steelyard.metering.usage_event import CountSource, OpenedRecord
 from steelyard.money import Money
-from steelyard.pricing.price_book import PriceNotFound
 from steelyard.pricing.rating import rate_usage
 from steelyard.timestamp import write_timestamp
 
@@ -85,6 +82,7 @@ class Admitted:
     input_tokens_max: int
     output_tokens_max: int
     counting: RequestCounting
+    cache: CacheUse
 
     @property
     def hold(self) -> Hold:
@@ -144,33 +142,6 @@ class _Route:
 
 
 @dataclass(frozen=True, slots=True)
-class _Bound:
-    """The tokens that a request may use at most, all choices together; `is_exact` where the prompt
-    was counted. Work that is not text has its bounds by meter."""
-
-    input_tokens: int
-    output_tokens: int
-    is_exact: bool
-    extra_tokens: int
-    item_count: int = 0
-    counts_max: Mapping[str, int] | None = None
-    # A stream is held for piece by piece, each of so many tokens.
-    chunk_tokens: int = 0
-
-    @property
-    def first(self) -> "_Bound":
-        """What is held for before the work."""
-        if not self.chunk_tokens:
-            return self
-        return replace(self, output_tokens=min(self.output_tokens, self.chunk_tokens))
-
-    @property
-    def tokens_max(self) -> int:
-        """What it may use of a budget of tokens."""
-        return self.input_tokens + self.output_tokens + _tokens_within(self.counts_max or {})
-
-
-@dataclass(frozen=True, slots=True)
 class Admission:
     """Admits requests, or refuses them."""
 
@@ -185,6 +156,7 @@ class Admission:
     # Of a stream's answer so many tokens are held for at a time; zero: all of it at once.
     hold_chunk_tokens: int = 0
     prompt_counter: PromptCounter | None = None
+    cache: AnswerCache | None = None
 
     def receive(self, asked: Asked, key: VirtualKey, *, request_id: str) -> Received:
         """Find out where a request may go; raises one of the refusals."""
@@ -207,7 +179,13 @@ class Admission:
         await received.counting.count(route.model.id, limits.counted, tokens=tokens_max)
         bound = await self._bound(asked, route, limit=limits.input_tokens_max, output=output)
         opened = self._open(asked, key, route, request_id=received.request_id, requested=requested)
-        hold, bound = await self._hold(asked, opened, bound, route)
+        use = await self._look_into_cache(asked, key, route)
+        try:
+            bound = bound_of_hit(route.pinned) if use.is_hit else bound
+            hold, bound = await self._hold(asked, opened, bound, route)
+        except BaseException:
+            await use.end(is_whole=False, is_streamed=asked.is_streamed)
+            raise
         attempt = opened_attempt(
             hold, bound_input=bound.input_tokens, bound_output=bound.output_tokens
         )
@@ -215,7 +193,7 @@ class Admission:
             asked=asked,
             key=key,
             model=route.model,
-            upstream=route.upstream,
+            upstream=use.upstream,
             upstream_model=route.upstream_model,
             way=route.way,
             pinned=route.pinned,
@@ -226,6 +204,14 @@ class Admission:
             input_tokens_max=bound.input_tokens,
             output_tokens_max=bound.output_tokens,
             counting=received.counting,
+            cache=use,
+        )
+
+    async def _look_into_cache(self, asked: Asked, key: VirtualKey, route: _Route) -> CacheUse:
+        if self.cache is None:
+            return CacheUse(route.upstream)
+        return await self.cache.find(
+            route.upstream, asked, route.way, key=key, model_id=route.model.id
         )
 
     async def quote(self, asked: Asked, key: VirtualKey) -> Quote:
@@ -241,7 +227,7 @@ class Admission:
             counted.end(tokens=0)
         if count is None:
             raise SurfaceNotServed(f"nobody counts the prompts of {route.model.id}")
-        bound = _bound_of(asked, count, output, is_exact=True)
+        bound = bound_of(asked, count, output, is_exact=True)
         usage = text_usage(input_tokens=count, output_tokens=0)
         return Quote(
             model=route.model,
@@ -251,7 +237,7 @@ class Admission:
             input_tokens_max=limits.input_tokens_max,
             output_tokens_max=output,
             prompt_cost=rate_usage(usage, prices=prices, currency=currency).total,
-            highest_cost=_highest(bound, route.pinned),
+            highest_cost=highest_cost_of(bound, route.pinned),
         )
 
     async def _count(self, asked: Asked, route: _Route) -> int | None:
@@ -287,10 +273,10 @@ class Admission:
         )
         return _Route(model, upstream, deployment.upstream_model, way, pinned)
 
-    async def _bound(self, asked: Asked, route: _Route, *, limit: int, output: int) -> _Bound:
+    async def _bound(self, asked: Asked, route: _Route, *, limit: int, output: int) -> Bound:
         """Bytes bound the tokens of most prompts; only one near the limit is counted."""
         if asked.counts_max is not None:
-            return _bound_by_meter(asked.counts_max, route.pinned)
+            return bound_by_meter(asked.counts_max, route.pinned)
         is_told_counts = asked.is_streamed and route.upstream.habits.has_running_usage
         chunk = self.hold_chunk_tokens if is_told_counts else 0
         at_least = input_tokens_lower_bound(asked.size, facts=route.model.tokenizer)
@@ -300,7 +286,7 @@ class Admission:
             )
         at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
         if at_most is not None and at_most <= limit:
-            return _bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
+            return bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
         count = await self._count(asked, route)
         if count is None:
             most = f"up to {at_most}" if at_most is not None else "nobody knows how many"
@@ -312,8 +298,8 @@ class Admission:
             raise PromptTooLong(f"the prompt has {count} tokens; at most {limit} are allowed")
         if not route.can_count and at_most is not None:
             # It is within its limit; what it costs at most, its bytes say more safely.
-            return _bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
-        return _bound_of(asked, count, output, is_exact=True, chunk=chunk)
+            return bound_of(asked, at_most, output, is_exact=False, chunk=chunk)
+        return bound_of(asked, count, output, is_exact=True, chunk=chunk)
 
     def _open(
         self, asked: Asked, key: VirtualKey, route: _Route, *, request_id: str, requested: str
@@ -343,8 +329,8 @@ class Admission:
         )
 
     async def _hold(
-        self, asked: Asked, opened: OpenedRecord, bound: _Bound, route: _Route
-    ) -> tuple[Hold, _Bound]:
+        self, asked: Asked, opened: OpenedRecord, bound: Bound, route: _Route
+    ) -> tuple[Hold, Bound]:
         """Hold for the bound; on a thin balance or budget count first, then shorten what may be
         shortened."""
         pinned = route.pinned
@@ -360,24 +346,24 @@ class Admission:
             except (HoldDeclined, BudgetExceeded) as error:
                 declined = error
         if not asked.choice_count:
-            raise _too_little(declined, 0, bound, pinned) from declined
-        affordable = _affordable(declined, bound, pinned) // asked.choice_count
+            raise too_little(declined, 0, bound, pinned) from declined
+        affordable = affordable_tokens(declined, bound, pinned) // asked.choice_count
         if asked.output_tokens_max is not None or affordable < 1:
-            raise _too_little(declined, affordable, bound, pinned) from declined
+            raise too_little(declined, affordable, bound, pinned) from declined
         shortened = min(affordable * asked.choice_count, bound.output_tokens)
         bound = replace(bound, output_tokens=shortened)
         try:
             return await self._place(asked, opened, bound, pinned), bound
         except (HoldDeclined, BudgetExceeded) as error:
-            raise _too_little(error, 0, bound, pinned) from error
+            raise too_little(error, 0, bound, pinned) from error
 
     async def _place(
-        self, asked: Asked, opened: OpenedRecord, bound: _Bound, pinned: PinnedPrices
+        self, asked: Asked, opened: OpenedRecord, bound: Bound, pinned: PinnedPrices
     ) -> Hold:
         hold = Hold(
             id=asked.new_attempt_id(),
             payer_id=opened.payer_id,
-            amount=_highest(bound.first, pinned),
+            amount=highest_cost_of(bound.first, pinned),
             source=self.outbox.source,
             placed_at=self.clock.now(),
             opened=msgspec.json.encode(opened).decode(),
@@ -391,7 +377,7 @@ class Admission:
         )
         return await self.holding.place(hold, scope, new_id=asked.new_attempt_id)
 
-    def _growing(self, hold: Hold, bound: _Bound, pinned: PinnedPrices) -> GrowingHold:
+    def _growing(self, hold: Hold, bound: Bound, pinned: PinnedPrices) -> GrowingHold:
         return GrowingHold(
             hold,
             self.holding,
@@ -399,108 +385,15 @@ class Admission:
             covered_tokens=bound.first.output_tokens,
             output_tokens_max=bound.output_tokens,
             chunk_tokens=bound.chunk_tokens,
-            amount_for=lambda tokens: _highest(replace(bound, output_tokens=tokens), pinned),
+            amount_for=lambda tokens: highest_cost_of(replace(bound, output_tokens=tokens), pinned),
         )
 
 
 def _tokens_max(asked: Asked, route: _Route, limits: LimitsInForce, output: int) -> int:
     """The most tokens that a request may have, before its prompt was counted."""
     if asked.counts_max is not None:
-        return _tokens_within(asked.counts_max)
+        return tokens_within(asked.counts_max)
     at_most = input_tokens_upper_bound(asked.size, facts=route.model.tokenizer)
     # A longer prompt is refused as soon as it is counted.
     limit = limits.input_tokens_max
     return (limit if at_most is None else min(at_most, limit)) + output
-
-
-def _tokens_within(counts: Mapping[str, int]) -> int:
-    return sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
-
-
-def _bound_of(
-    asked: Asked, input_tokens: int, output_tokens: int, *, is_exact: bool, chunk: int = 0
-) -> _Bound:
-    extra, items = asked.size.extra_tokens, asked.item_count
-    return _Bound(input_tokens, output_tokens, is_exact, extra, items, chunk_tokens=chunk)
-
-
-def _affordable(
-    declined: HoldDeclined | BudgetExceeded, bound: _Bound, pinned: PinnedPrices
-) -> int:
-    """How many tokens of answer there is room for, once the prompt has had its own."""
-    if isinstance(declined, BudgetExceeded) and declined.unit == "tokens":
-        return declined.left - bound.input_tokens
-    left = (
-        Money(declined.left, pinned.currency)
-        if isinstance(declined, BudgetExceeded)
-        else declined.available
-    )
-    return affordable_output_tokens(left, input_tokens=bound.input_tokens, prices=pinned.prices)
-
-
-def _too_little(
-    declined: HoldDeclined | BudgetExceeded, affordable: int, bound: _Bound, pinned: PinnedPrices
-) -> NotEnoughMoney | OverBudget:
-    advice = f"ask for at most {affordable} tokens (max_tokens), or " if affordable >= 1 else ""
-    if isinstance(declined, BudgetExceeded):
-        return OverBudget(f"{declined}; {advice}ask for a larger budget")
-    return NotEnoughMoney(
-        f"this request may cost up to {_highest(bound, pinned)} ({_size_of(bound)}); "
-        f"available: {declined.available}; {advice}top up"
-    )
-
-
-def _size_of(bound: _Bound) -> str:
-    if bound.counts_max is not None:
-        return ", ".join(f"{count} {meter}" for meter, count in bound.counts_max.items())
-    items = f"{bound.item_count} items, " if bound.item_count else ""
-    return f"{items}{bound.input_tokens} tokens in, up to {bound.output_tokens} out"
-
-
-def _bound_by_meter(counts_max: Mapping[str, int], pinned: PinnedPrices) -> _Bound:
-    """The bounds that cost something: of the units of choice only those that are priced, of which
-    there has to be one. Raises PriceNotFound."""
-    choices = UNITS_OF_CHOICE & counts_max.keys()
-    # Work that is priced in such a unit needs no price for the text that it reads.
-    optional = choices | {INPUT_TEXT} if choices else choices
-    chosen = {
-        meter: count
-        for meter, count in counts_max.items()
-        if meter not in optional or pinned.prices.bearer_of(meter)
-    }
-    if choices and not choices & chosen.keys():
-        raise PriceNotFound(
-            f"the prices for {pinned.prices.match!r} name none of {', '.join(sorted(choices))}"
-        )
-    return _Bound(0, 0, is_exact=True, extra_tokens=0, counts_max=chosen)
-
-
-def _highest(bound: _Bound, pinned: PinnedPrices) -> Money:
-    """What these tokens and items cost at their dearest, should the tokens be sound or images where
-    those have a price of their own."""
-    prices = pinned.prices
-    if bound.counts_max is not None:
-        calls = {CALL: 1} if prices.bearer_of(CALL) else {}
-        return highest_charge_within(
-            {**bound.counts_max, **calls}, prices=prices, currency=pinned.currency
-        )
-    families = {INPUT_TEXT: bound.input_tokens, OUTPUT_TEXT: bound.output_tokens}
-    if bound.item_count and (prices.bearer_of(ITEM) or prices.bearer_of(CALL)):
-        # Work that is priced by the item or the call needs no price for the tokens that it reads.
-        families = {}
-    others = {
-        INPUT_TEXT: bound.input_tokens,
-        CALL: 1,
-        ITEM: bound.item_count,
-        INPUT_AUDIO_TOKENS: bound.extra_tokens,
-        INPUT_IMAGE_TOKENS: bound.extra_tokens,
-        OUTPUT_AUDIO_TOKENS: bound.output_tokens,
-        OUTPUT_IMAGE_TOKENS: bound.output_tokens,
-    }
-    # Work that writes nothing needs no price for what is written.
-    counts_max = {
-        family: count
-        for family, count in (families | others).items()
-        if count and (family in families or prices.bearer_of(family))
-    }
-    return highest_charge_within(counts_max, prices=prices, currency=pinned.currency)

@@ -10,22 +10,23 @@ from typing import TypeVar
 import msgspec
 
 from steelyard.clock import Clock
-from steelyard.gateway.idempotency import AnswersUnavailable, KeptAnswer, Place, StillRunning
+from steelyard.gateway.kept_answers import AnswersUnavailable, KeptAnswer, Place, StillRunning
 from steelyard.timestamp import write_timestamp
 
 T = TypeVar("T")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
-    key_id TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, owner TEXT NOT NULL,
-    begun_at TEXT NOT NULL, answer BLOB, PRIMARY KEY (key_id, name)
+    owner_id TEXT NOT NULL, name TEXT NOT NULL, digest TEXT NOT NULL, owner TEXT NOT NULL,
+    begun_at TEXT NOT NULL, answer BLOB, PRIMARY KEY (owner_id, name)
 )
 """
 _BY_AGE = "CREATE INDEX IF NOT EXISTS answers_by_age ON answers (begun_at)"
-_FIND = "SELECT digest, answer FROM answers WHERE key_id = ? AND name = ?"
-_BEGIN = "INSERT INTO answers (key_id, name, digest, owner, begun_at) VALUES (?, ?, ?, ?, ?)"
-_KEEP = "UPDATE answers SET answer = ? WHERE key_id = ? AND name = ?"
-_GIVE_UP = "DELETE FROM answers WHERE key_id = ? AND name = ? AND answer IS NULL"
+_FIND = "SELECT digest, answer FROM answers WHERE owner_id = ? AND name = ?"
+_BEGIN = "INSERT INTO answers (owner_id, name, digest, owner, begun_at) VALUES (?, ?, ?, ?, ?)"
+_KEEP = "UPDATE answers SET answer = ? WHERE owner_id = ? AND name = ?"
+_GIVE_UP = "DELETE FROM answers WHERE owner_id = ? AND name = ? AND answer IS NULL"
+_FORGET = "DELETE FROM answers WHERE owner_id = ? AND name = ? AND answer IS NOT NULL"
 _EXPIRE = "DELETE FROM answers WHERE begun_at < ? AND answer IS NOT NULL"
 _DROP_OLDEST = """
 DELETE FROM answers WHERE rowid IN (
@@ -62,6 +63,9 @@ class SqliteAnswerStore:
 
     def give_up(self, place: Place) -> None:
         self._write(_GIVE_UP, place)
+
+    def forget(self, place: Place) -> None:
+        self._write(_FORGET, place)
 
     def close(self) -> None:
         self._connection.close()

@@ -11,6 +11,7 @@ from steelyard.errors import Failure
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, Admitted
+from steelyard.gateway.answer_cache import WHOLE
 from steelyard.gateway.closing import Closed, close_attempt
 from steelyard.gateway.disconnecting import HeldBackClient
 from steelyard.gateway.recent_usage import RecentUsage
@@ -89,6 +90,8 @@ class Attempt:
     def end_cause(self) -> EndCause:
         meter = self.meter
         has_output = meter.delivered.has_output
+        if self.admitted.cache.is_hit and not isinstance(self.failure, EventLogUnavailable):
+            return "cache_hit"
         if meter.is_growth_denied:
             return "hold_growth_denied"
         if meter.is_drained:
@@ -129,7 +132,8 @@ async def run_attempt(
         _tell_breaker(attempt, deployment)
         # The client may be gone and the server stopping: the attempt is closed all the same.
         with anyio.CancelScope(shield=True):
-            admitted.counting.tokens_used = attempt.meter.tokens_used
+            if not admitted.cache.is_hit:
+                admitted.counting.tokens_used = attempt.meter.tokens_used
             try:
                 attempt.closed = await _close(gateway, attempt)
             finally:
@@ -171,6 +175,9 @@ async def _relay_until_client_leaves(
 async def _close(gateway: Gateway, attempt: Attempt) -> Closed | EventLogUnavailable:
     """Record how the attempt ended; a disk that fails is an answer too."""
     admitted, meter = attempt.admitted, attempt.meter
+    await admitted.cache.end(
+        is_whole=attempt.end_cause() in WHOLE, is_streamed=admitted.asked.is_streamed
+    )
     try:
         closed = await close_attempt(
             admitted,
@@ -184,7 +191,7 @@ async def _close(gateway: Gateway, attempt: Attempt) -> Closed | EventLogUnavail
     gateway.recent.add(admitted, closed)
     gateway.requests.observe(admitted, closed, meter, at=gateway.clock.now())
     _log_served(attempt, closed)
-    if gateway.audit is not None:
+    if gateway.audit is not None and not admitted.cache.is_hit:
         gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
     return closed
 
@@ -192,7 +199,9 @@ async def _close(gateway: Gateway, attempt: Attempt) -> Closed | EventLogUnavail
 def _tell_breaker(attempt: Attempt, deployment: Deployment) -> None:
     """What the attempt says of the server; a client that leaves says nothing."""
     breaker = deployment.breaker
-    if isinstance(attempt.failure, UpstreamUnavailable | UpstreamFailed):
+    if attempt.admitted.cache.is_hit:
+        breaker.forget()
+    elif isinstance(attempt.failure, UpstreamUnavailable | UpstreamFailed):
         breaker.fail()
     elif attempt.refused is not None:
         is_its_own = attempt.refused.answer.status in RETRIED | LASTING

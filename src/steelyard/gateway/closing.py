@@ -14,7 +14,7 @@ from steelyard.gateway.holding import Holding
 from steelyard.gateway.prices import PinnedPrices
 from steelyard.gateway.workloads.answer import PricedUsage
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage import CALL, INPUT_TEXT, Usage
+from steelyard.metering.usage import CACHE_HIT, CALL, INPUT_TEXT, NO_USAGE, Usage
 from steelyard.metering.usage_event import EndCause
 from steelyard.money import Money
 from steelyard.pricing.rating import Charge, rate_usage
@@ -30,6 +30,9 @@ class Closed:
     usage: Usage
     charge: Charge
     end_cause: EndCause
+    # Of an answer from the cache: what was made when it was made, and what that would have cost.
+    kept: Usage | None = None
+    saved: Money | None = None
 
     @property
     def total(self) -> Money:
@@ -37,7 +40,8 @@ class Closed:
 
     @property
     def priced(self) -> PricedUsage:
-        return PricedUsage(self.usage, self.total, self.event_id)
+        usage = self.usage if self.kept is None else self.kept
+        return PricedUsage(usage, self.total, self.event_id, self.saved)
 
 
 async def close_attempt(
@@ -68,7 +72,8 @@ def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
 
     Tokens of sound and images that the price book does not name cost what text costs.
     """
-    is_answered = bool(usage.counts)
+    # What came from the cache was answered before: it has its own price alone.
+    is_answered = bool(usage.counts) and CACHE_HIT not in usage.counts
     bearer_of = pinned.prices.bearer_of
     usage = usage.folded({meter for meter in (*usage.counts, INPUT_TEXT) if bearer_of(meter)})
     if is_answered and bearer_of(CALL):
@@ -90,6 +95,8 @@ def _rate(
 ) -> tuple[Closed, EventDraft]:
     charged = charged_usage(end_cause, meter, policy=admitted.opened.disconnect_policy)
     usage, charge = charge_for(charged, admitted.pinned)
+    kept = (meter.reported or NO_USAGE) if end_cause == "cache_hit" else None
+    saved = charge_for(kept, admitted.pinned)[1].total if kept is not None else None
     record = close_record(
         admitted.opened,
         admitted.hold,
@@ -100,6 +107,7 @@ def _rate(
         count_source=admitted.upstream.count_source,
         output_digest=meter.output_digest(),
         at=at,
+        saved=saved,
     )
-    closed = Closed(admitted.hold.id, usage, charge, end_cause)
+    closed = Closed(admitted.hold.id, usage, charge, end_cause, kept, saved)
     return closed, EventDraft(admitted.hold.id, at, record)

@@ -90,6 +90,7 @@ def close_record(
     count_source: CountSource,
     output_digest: str | None,
     at: datetime,
+    saved: Money | None = None,
 ) -> UsageRecord:
     """What was opened, with how it ended."""
     first_token_at = meter.first_token_at if meter else None
@@ -108,4 +109,5 @@ def close_record(
         amount=write_decimal(amount.picos),
         output_digest=output_digest,
         lease_id=hold.lease_id,
+        saved=write_decimal(saved.picos) if saved is not None else None,
     )

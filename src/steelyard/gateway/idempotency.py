@@ -7,13 +7,20 @@ same request again gets the kept answer. A failed answer is not kept: the key ca
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import anyio
 import anyio.to_thread
 import structlog
 
 from steelyard.errors import Failure, Refusal
+from steelyard.gateway.kept_answers import (
+    AnswerStore,
+    AnswersUnavailable,
+    KeptAnswer,
+    Place,
+    StillRunning,
+)
 from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 from steelyard.gateway.serve import AnsweringClient
@@ -36,50 +43,6 @@ class IdempotencyConflict(Refusal):
     """The first request with this Idempotency-Key is still being answered. Try again later."""
 
     code = "idempotency_conflict"
-
-
-class AnswersUnavailable(Failure):
-    """Kept answers cannot be read or written, so that no Idempotency-Key is taken now."""
-
-    code = "answers_unavailable"
-
-
-class Place(NamedTuple):
-    """Where an answer is kept: each virtual key has its own names."""
-
-    key_id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeptAnswer:
-    """An answer as the client got it; `events` of a stream, one body otherwise."""
-
-    digest: str
-    is_streamed: bool
-    headers: Mapping[str, str]
-    events: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class StillRunning:
-    """The first request with this key is not over."""
-
-    digest: str
-
-
-class AnswerStore(Protocol):
-    """Keeps answers; every method raises AnswersUnavailable."""
-
-    def begin(self, place: Place, *, digest: str) -> KeptAnswer | StillRunning | None:
-        """What is known of this place; None where it was nobody's, and now is the caller's."""
-        ...
-
-    def keep(self, place: Place, answer: KeptAnswer) -> None: ...
-
-    def give_up(self, place: Place) -> None:
-        """Leave no trace: the next request with this key is a first one."""
-        ...
 
 
 @dataclass(slots=True)
@@ -179,7 +142,7 @@ class Idempotency:
             else:
                 await anyio.to_thread.run_sync(lambda: self.store.give_up(place))
         except AnswersUnavailable as failure:
-            log.error("answer.not_kept", key_id=place.key_id, reason=str(failure))
+            log.error("answer.not_kept", key_id=place.owner_id, reason=str(failure))
 
 
 async def _replay(kept: KeptAnswer, client: AnsweringClient) -> None:

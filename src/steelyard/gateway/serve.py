@@ -131,6 +131,8 @@ async def _end(client: AnsweringClient, attempt: Attempt) -> None:
         headers = _headers(admitted, number=attempt.number)
         headers["content-type"] = admitted.way.answer_type
         headers["x-steelyard-cost"] = write_decimal(closed.total.picos)
+        if closed.saved is not None:
+            headers["x-steelyard-saved"] = write_decimal(closed.saved.picos)
         await client.answer(attempt.answer.write_whole(closed.priced), headers)
     else:
         for event in attempt.answer.write_end(
@@ -145,5 +147,6 @@ def _headers(admitted: Admitted, *, number: int) -> dict[str, str]:
         "x-steelyard-event-id": admitted.hold.id,
         "x-steelyard-model": admitted.model.id,
         "x-steelyard-attempts": str(number),
+        **admitted.cache.headers(),
         **limit_headers(admitted.counting.allowances),
     }

@@ -30,6 +30,7 @@ OUTPUT_IMAGE_HEIGHT: Final = "output.image.height"
 OUTPUT_IMAGE_TOKENS: Final = "output.image.tokens"
 SEARCH: Final = "search"
 CALL: Final = "call"
+CACHE_HIT: Final = "cache.hit"
 ITEM: Final = "item"
 ENGINE_GPU_MICROSECONDS: Final = "engine.gpu_microseconds"
 ENGINE_CPU_MICROSECONDS: Final = "engine.cpu_microseconds"
@@ -60,6 +61,7 @@ METERS: Final[Mapping[str, str]] = MappingProxyType(
         OUTPUT_IMAGE_TOKENS: "tokens of images in the answer",
         SEARCH: "searches of the web on behalf of the request",
         CALL: "answered requests",
+        CACHE_HIT: "answers that came from the answer cache",
         ITEM: "items of a request that were answered, such as texts that were classified",
         ENGINE_GPU_MICROSECONDS: "microseconds of a GPU that were this request's share",
         ENGINE_CPU_MICROSECONDS: "microseconds of CPUs that were this request's share, without a GPU",
@@ -133,9 +135,10 @@ class Usage:
     def folded(self, named: Container[str]) -> "Usage":
         """The same usage in named meters only: tokens of a meter that is not named are text.
 
-        A search, an item or engine time that is not named has no price, and is the operator's own
-        affair. So are the tokens of work that is counted in items or in units of choice, where text
-        is not named. Of the units of choice, those that are named were chosen.
+        A search, an item, a hit of the answer cache or engine time that is not named has no price,
+        and is the operator's own affair. So are the tokens of work that is counted in items or in
+        units of choice, where text is not named. Of the units of choice, those that are named were
+        chosen.
         """
         if all(meter in named for meter in self.counts):
             return self
@@ -151,7 +154,7 @@ class Usage:
                 counts[INPUT_TEXT] += 0 if is_priced_otherwise else count
             elif meter in OUTPUT_TOKENS:
                 counts[OUTPUT_TEXT] += count
-            elif meter not in {SEARCH, ITEM, *ENGINE_TIME}:
+            elif meter not in {SEARCH, ITEM, CACHE_HIT, *ENGINE_TIME}:
                 counts[meter] += count
         return Usage({meter: count for meter, count in counts.items() if count})
 

@@ -17,6 +17,7 @@ EndCause = Literal[
     "completed",
     "stopped_by_limit",
     "hold_growth_denied",
+    "cache_hit",
     "client_left_before_first_token",
     "client_left",
     "upstream_refused",
@@ -74,6 +75,8 @@ class UsageRecord(OpenedRecord, frozen=True, kw_only=True):
     output_digest: str | None
     # The lease that the hold was granted from; without one the hold had a row in the books.
     lease_id: str | None = None
+    # Of an answer from the cache: what it would have cost.
+    saved: str | None = None
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):

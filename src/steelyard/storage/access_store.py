@@ -87,6 +87,7 @@ class SqlAccessStore:
             "secret_hash": secret_hash,
             "hint": key.hint,
             "disconnect_policy": key.disconnect_policy,
+            "cache_ttl_s": key.cache_ttl_s,
             "created_at": key.created_at,
             "revoked_at": None,
             "expires_at": key.expires_at,
@@ -99,7 +100,7 @@ class SqlAccessStore:
         )
 
     def change_key(self, key: VirtualKey) -> None:
-        changed = {"expires_at": key.expires_at}
+        changed = {"expires_at": key.expires_at, "cache_ttl_s": key.cache_ttl_s}
         with self._database.write() as connection:
             connection.execute(update(_keys).where(_keys.c.id == key.id).values(**changed))
             _bump(connection)
@@ -316,4 +317,5 @@ def _key(row: Row[Any], *, department: Department, projects: Mapping[str, Projec
         expires_at=row.expires_at,
         project=projects[row.project_id] if row.project_id is not None else None,
         disconnect_policy=row.disconnect_policy,
+        cache_ttl_s=row.cache_ttl_s,
     )

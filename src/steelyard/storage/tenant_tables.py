@@ -76,6 +76,7 @@ virtual_keys = Table(
     Column("secret_hash", String(64), nullable=False, unique=True),
     Column("hint", String(32), nullable=False),
     Column("disconnect_policy", String(16)),
+    Column("cache_ttl_s", Integer),
     Column("created_at", Moment, nullable=False),
     Column("revoked_at", Moment),
     Column("expires_at", Moment),

@@ -37,6 +37,11 @@ ExpiresOption = Annotated[
     str | None, typer.Option(help="From when on it works no more, as 2027-01-01T00:00:00Z.")
 ]
 
+CacheOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="How old an answer of the answer cache may be, in seconds."),
+]
+
 
 def register(application: typer.Typer) -> None:
     application.add_typer(keys, name="key")
@@ -56,6 +61,7 @@ def create_key(
         DisconnectPolicy | None,
         typer.Option(help="What a caller that leaves is charged; default: as the gateway is set."),
     ] = None,
+    cache: CacheOption = None,
     requests_per_minute: RequestsOption = None,
     tokens_per_minute: TokensOption = None,
     requests_at_once: AtOnceOption = None,
@@ -91,6 +97,7 @@ def create_key(
             expires_at=read_moment(expires),
             project=named,
             disconnect_policy=disconnect,
+            cache_ttl_s=cache,
         )
         secret_hash = hash_secret(secret, pepper=stores.pepper)
         stores.access.insert_key(key, secret_hash=secret_hash, limits=limits)
@@ -122,13 +129,23 @@ def set_key(
     key: KeyArgument,
     expires: ExpiresOption = None,
     no_expiry: Annotated[bool, typer.Option("--no-expiry", help="It works for ever.")] = False,
+    cache: CacheOption = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Its requests use no answer cache.")
+    ] = False,
     json: JsonFlag = False,
 ) -> None:
-    """Change when a key expires; a moment that has passed ends it at once."""
-    if (expires is None) != no_expiry:
-        raise typer.BadParameter("say --expires MOMENT, or --no-expiry")
+    """Change when a key expires, a moment that has passed ends it at once; or its answer cache."""
+    if (expires is not None and no_expiry) or (cache is not None and no_cache):
+        raise typer.BadParameter("an option and its opposite")
+    if (expires, no_expiry, cache, no_cache) == (None, False, None, False):
+        raise typer.BadParameter("say --expires MOMENT, --no-expiry, --cache SECONDS or --no-cache")
     with stores_opened() as stores:
-        changed = replace(stores.access.find_key(key), expires_at=read_moment(expires))
+        changed = stores.access.find_key(key)
+        if expires is not None or no_expiry:
+            changed = replace(changed, expires_at=read_moment(expires))
+        if cache is not None or no_cache:
+            changed = replace(changed, cache_ttl_s=cache)
         stores.access.change_key(changed)
         document = _key(changed, _limits_of(stores.access, changed))
     show(document, as_json=json, title="key changed")
@@ -208,6 +225,7 @@ def _key(key: VirtualKey, limits: LimitSet) -> dict[str, Any]:
         "hint": key.hint,
         **limits_document(limits),
         "disconnect_policy": key.disconnect_policy,
+        "cache_ttl_s": key.cache_ttl_s,
         "created_at": write_timestamp(key.created_at),
         "expires_at": _moment(key.expires_at),
         "revoked_at": _moment(key.revoked_at),

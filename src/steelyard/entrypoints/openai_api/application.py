@@ -33,7 +33,8 @@ from steelyard.entrypoints.openai_api.key_answers import (
 )
 from steelyard.entrypoints.openai_api.surfaces import COUNTED, SERVED, FormSurface, Surface
 from steelyard.errors import SteelyardError
-from steelyard.gateway.idempotency import Place, read_key
+from steelyard.gateway.idempotency import read_key
+from steelyard.gateway.kept_answers import Place
 from steelyard.gateway.serve import serve
 from steelyard.gateway.workloads.asked import Asked, digest_request
 from steelyard.ids import new_id
@@ -142,6 +143,7 @@ class GatewayApplication:
         parts, path = self._running_parts(), scope["path"]
         key = await self._find_key(scope, client)
         asked, body = await self._read(SERVED[path], client)
+        asked = replace(asked, cache_control=client.headers.get("cache-control"))
         name = read_key(client.headers)
         if name is None:
             await serve(parts.gateway, asked, key, client, request_id=request_id)

@@ -11,11 +11,8 @@ from steelyard.access.virtual_key import KeyExpired, KeyMissing, KeyRevoked, Key
 from steelyard.errors import Failure, Refusal, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.batches.records import BatchNotFound, BatchOver, FileInUse, FileNotFound
-from steelyard.gateway.idempotency import (
-    AnswersUnavailable,
-    IdempotencyConflict,
-    IdempotencyKeyReused,
-)
+from steelyard.gateway.idempotency import IdempotencyConflict, IdempotencyKeyReused
+from steelyard.gateway.kept_answers import AnswersUnavailable
 from steelyard.gateway.limit_headers import limit_headers
 from steelyard.gateway.refusals import (
     AnswerTooLong,

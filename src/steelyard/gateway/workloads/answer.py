@@ -22,14 +22,18 @@ class PricedUsage:
     usage: Usage
     total: Money
     event_id: str
+    saved: Money | None = None
 
     def price_fields(self) -> dict[str, str]:
         """What we add to the usage block of any surface."""
-        return {
+        fields = {
             "cost": write_decimal(self.total.picos),
             "currency": self.total.currency,
             "event_id": self.event_id,
         }
+        if self.saved is not None:
+            fields["saved"] = write_decimal(self.saved.picos)
+        return fields
 
 
 class Answer(Protocol):

@@ -111,6 +111,8 @@ class Asked:
     new_attempt_id: Callable[[], str] = new_id
     # The client can ask for the answer again (Idempotency-Key): it is kept.
     is_repeatable: bool = False
+    # What the client says of the answer cache, in the words of `Cache-Control`.
+    cache_control: str | None = None
     counts_max: Mapping[str, int] | None = None
 
     def way_over(self, paths: frozenset[str]) -> Way:

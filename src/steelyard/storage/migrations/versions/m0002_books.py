@@ -556,6 +556,7 @@ def upgrade() -> None:
         sa.Column("secret_hash", sa.String(length=64), nullable=False),
         sa.Column("hint", sa.String(length=32), nullable=False),
         sa.Column("disconnect_policy", sa.String(length=16), nullable=True),
+        sa.Column("cache_ttl_s", sa.Integer(), nullable=True),
         sa.Column("created_at", Moment(length=27), nullable=False),
         sa.Column("revoked_at", Moment(length=27), nullable=True),
         sa.Column("expires_at", Moment(length=27), nullable=True),

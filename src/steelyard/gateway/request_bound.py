@@ -1,0 +1,156 @@
+"""The most that a request may use, what that costs, and what is said where money does not reach."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from steelyard.billing.authorization import affordable_output_tokens, highest_charge_within
+from steelyard.billing.budgets import BudgetExceeded
+from steelyard.billing.hold_decisions import HoldDeclined
+from steelyard.gateway.prices import PinnedPrices
+from steelyard.gateway.refusals import (
+    NotEnoughMoney,
+    OverBudget,
+)
+from steelyard.gateway.workloads.asked import Asked
+from steelyard.metering.usage import (
+    CACHE_HIT,
+    CALL,
+    INPUT_AUDIO_TOKENS,
+    INPUT_IMAGE_TOKENS,
+    INPUT_TEXT,
+    ITEM,
+    OUTPUT_AUDIO_TOKENS,
+    OUTPUT_IMAGE_TOKENS,
+    OUTPUT_TEXT,
+    TOKEN_METERS,
+    UNITS_OF_CHOICE,
+)
+from steelyard.money import Money
+from steelyard.pricing.price_book import PriceNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The tokens that a request may use at most, all choices together; `is_exact` where the prompt
+    was counted. Work that is not text has its bounds by meter."""
+
+    input_tokens: int
+    output_tokens: int
+    is_exact: bool
+    extra_tokens: int
+    item_count: int = 0
+    counts_max: Mapping[str, int] | None = None
+    # A stream is held for piece by piece, each of so many tokens.
+    chunk_tokens: int = 0
+    is_hit: bool = False
+
+    @property
+    def first(self) -> "Bound":
+        """What is held for before the work."""
+        if not self.chunk_tokens:
+            return self
+        return replace(self, output_tokens=min(self.output_tokens, self.chunk_tokens))
+
+    @property
+    def tokens_max(self) -> int:
+        """What it may use of a budget of tokens."""
+        return self.input_tokens + self.output_tokens + tokens_within(self.counts_max or {})
+
+
+def tokens_within(counts: Mapping[str, int]) -> int:
+    return sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
+
+
+def bound_of(
+    asked: Asked, input_tokens: int, output_tokens: int, *, is_exact: bool, chunk: int = 0
+) -> Bound:
+    extra, items = asked.size.extra_tokens, asked.item_count
+    return Bound(input_tokens, output_tokens, is_exact, extra, items, chunk_tokens=chunk)
+
+
+def affordable_tokens(
+    declined: HoldDeclined | BudgetExceeded, bound: Bound, pinned: PinnedPrices
+) -> int:
+    """How many tokens of answer there is room for, once the prompt has had its own."""
+    if isinstance(declined, BudgetExceeded) and declined.unit == "tokens":
+        return declined.left - bound.input_tokens
+    left = (
+        Money(declined.left, pinned.currency)
+        if isinstance(declined, BudgetExceeded)
+        else declined.available
+    )
+    return affordable_output_tokens(left, input_tokens=bound.input_tokens, prices=pinned.prices)
+
+
+def too_little(
+    declined: HoldDeclined | BudgetExceeded, affordable: int, bound: Bound, pinned: PinnedPrices
+) -> NotEnoughMoney | OverBudget:
+    advice = f"ask for at most {affordable} tokens (max_tokens), or " if affordable >= 1 else ""
+    if isinstance(declined, BudgetExceeded):
+        return OverBudget(f"{declined}; {advice}ask for a larger budget")
+    return NotEnoughMoney(
+        f"this request may cost up to {highest_cost_of(bound, pinned)} ({_size_of(bound)}); "
+        f"available: {declined.available}; {advice}top up"
+    )
+
+
+def _size_of(bound: Bound) -> str:
+    if bound.counts_max is not None:
+        return ", ".join(f"{count} {meter}" for meter, count in bound.counts_max.items())
+    items = f"{bound.item_count} items, " if bound.item_count else ""
+    return f"{items}{bound.input_tokens} tokens in, up to {bound.output_tokens} out"
+
+
+def bound_of_hit(pinned: PinnedPrices) -> Bound:
+    """Of an answer from the cache: its own price, where there is one."""
+    counts = {CACHE_HIT: 1} if pinned.prices.bearer_of(CACHE_HIT) else {}
+    return Bound(0, 0, is_exact=True, extra_tokens=0, counts_max=counts, is_hit=True)
+
+
+def bound_by_meter(counts_max: Mapping[str, int], pinned: PinnedPrices) -> Bound:
+    """The bounds that cost something: of the units of choice only those that are priced, of which
+    there has to be one. Raises PriceNotFound."""
+    choices = UNITS_OF_CHOICE & counts_max.keys()
+    # Work that is priced in such a unit needs no price for the text that it reads.
+    optional = choices | {INPUT_TEXT} if choices else choices
+    chosen = {
+        meter: count
+        for meter, count in counts_max.items()
+        if meter not in optional or pinned.prices.bearer_of(meter)
+    }
+    if choices and not choices & chosen.keys():
+        raise PriceNotFound(
+            f"the prices for {pinned.prices.match!r} name none of {', '.join(sorted(choices))}"
+        )
+    return Bound(0, 0, is_exact=True, extra_tokens=0, counts_max=chosen)
+
+
+def highest_cost_of(bound: Bound, pinned: PinnedPrices) -> Money:
+    """What these tokens and items cost at their dearest, should the tokens be sound or images where
+    those have a price of their own."""
+    prices = pinned.prices
+    if bound.counts_max is not None:
+        calls = {CALL: 1} if prices.bearer_of(CALL) and not bound.is_hit else {}
+        return highest_charge_within(
+            {**bound.counts_max, **calls}, prices=prices, currency=pinned.currency
+        )
+    families = {INPUT_TEXT: bound.input_tokens, OUTPUT_TEXT: bound.output_tokens}
+    if bound.item_count and (prices.bearer_of(ITEM) or prices.bearer_of(CALL)):
+        # Work that is priced by the item or the call needs no price for the tokens that it reads.
+        families = {}
+    others = {
+        INPUT_TEXT: bound.input_tokens,
+        CALL: 1,
+        ITEM: bound.item_count,
+        INPUT_AUDIO_TOKENS: bound.extra_tokens,
+        INPUT_IMAGE_TOKENS: bound.extra_tokens,
+        OUTPUT_AUDIO_TOKENS: bound.output_tokens,
+        OUTPUT_IMAGE_TOKENS: bound.output_tokens,
+    }
+    # Work that writes nothing needs no price for what is written.
+    counts_max = {
+        family: count
+        for family, count in (families | others).items()
+        if count and (family in families or prices.bearer_of(family))
+    }
+    return highest_charge_within(counts_max, prices=prices, currency=pinned.currency)
