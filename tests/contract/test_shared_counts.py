@@ -1,8 +1,10 @@
 """Limits that several gateways share in Valkey: exact, and bounded while Valkey is away."""
 
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -10,6 +12,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from steelyard.access.limits import CountedPlace, LimitSet
 from steelyard.access.rate_limit import (
@@ -20,6 +23,7 @@ from steelyard.access.rate_limit import (
     RequestCounts,
     TokensOverLimit,
 )
+from steelyard.entrypoints.cli.main import application
 from steelyard.gateway.shared_counts import GATEWAYS, PREFIX, SharedCounted, SharedCounts
 from steelyard.gateway.valkey_link import ValkeyLink
 from tests.valkey_server import ValkeyServer, running_valkey
@@ -357,13 +361,13 @@ async def _play(
     counts: RequestCounts,
     places: list[CountedPlace],
     script: list[tuple[str, int, int | None]],
-    wait: Callable[[int, list[Counted]], None],
+    wait: Callable[[int, list[Counted]], Awaitable[None]],
 ) -> list[Verdict]:
     verdicts: list[Verdict] = []
     running: list[Counted] = []
     for verb, number, tokens in script:
         if verb == "wait":
-            wait(number, running)
+            await wait(number, running)
         elif verb == "end" and running:
             running.pop(number % len(running)).end(tokens=tokens)
         elif verb == "ask":
@@ -392,10 +396,11 @@ def test_valkey_decides_as_one_process_alone_would(
         client.flushall()
     shared_fleet = Fleet(fleet.server)
 
-    def wait(ticks: int, _: list[Counted]) -> None:
+    async def wait(ticks: int, _: list[Counted]) -> None:
         tape.at += ticks / TICKS_PER_S
 
-    def wait_in_valkey(ticks: int, running: list[Counted]) -> None:
+    async def wait_in_valkey(ticks: int, running: list[Counted]) -> None:
+        await all_told(shared_fleet.gateways[-1:])
         age(fleet.server, ticks)
         for counted in running:
             assert isinstance(counted, SharedCounted)
@@ -409,3 +414,33 @@ def test_valkey_decides_as_one_process_alone_would(
             return await _play(counts, places, script, wait_in_valkey)
 
     assert anyio.run(shared) == anyio.run(alone)
+
+
+@pytest.mark.parametrize(
+    ("url", "verdict", "words"),
+    [
+        (None, "good", "none is counted in Valkey"),
+        ("running", "good", "4 gateways count together"),
+        ("redis://127.0.0.1:1/0", "bad", "Valkey does not answer"),
+        ("http://127.0.0.1:1", "bad", "valkey_url"),
+    ],
+)
+def test_the_doctor_says_whether_limits_are_counted_together(
+    url: str | None,
+    verdict: str,
+    words: str,
+    *,
+    server: ValkeyServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STEELYARD_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("STEELYARD_GATEWAY_COUNT", "4")
+    if url is not None:
+        monkeypatch.setenv("STEELYARD_VALKEY_URL", server.url if url == "running" else url)
+
+    result = CliRunner().invoke(application, ["doctor", "--json"])
+
+    found = {each["what"]: each for each in json.loads(result.output)}["limits"]
+    assert found["verdict"] == verdict
+    assert words in found["finding"]

@@ -187,6 +187,8 @@ class LocalCounts:
         """As `count`; if it `is_decided` by somebody else, count without refusing."""
         now = int(self.monotonic() * TICKS_PER_S)
         self._sweep(now)
+        if not is_decided:
+            check_tokens(places, tokens)
         windows = [self._windows.setdefault((p.scope, p.id), _Window()) for p in places]
         for place, window in zip(places, windows, strict=True):
             window.advance(now)
@@ -209,14 +211,11 @@ class LocalCounts:
 
     def _refuse(self, place: CountedPlace, window: _Window, tokens: int, now: int) -> None:
         limits = place.limits
-        requests, per_minute = limits.requests_per_minute, limits.tokens_per_minute
-        if per_minute is not None and tokens > per_minute:
-            raise tokens_over_limit(place, tokens)
-        most = self._share(requests)
+        most = self._share(limits.requests_per_minute)
         if most is not None and window.requests + 1 > most:
             wait_s = window.wait_s("requests", window.requests + 1 - most, now=now)
             raise self._limited(place, "requests", tokens, wait_s)
-        most = self._share(per_minute)
+        most = self._share(limits.tokens_per_minute)
         if most is not None and window.tokens + tokens > most:
             wait_s = window.wait_s("tokens", window.tokens + tokens - most, now=now)
             raise self._limited(place, "tokens", tokens, wait_s)
@@ -279,11 +278,15 @@ def tighter(
     return Allowance(limit, remaining, reset_s)
 
 
-def tokens_over_limit(place: CountedPlace, tokens: int) -> TokensOverLimit:
-    return TokensOverLimit(
-        f"the request may use {tokens} tokens, and {place.name} may use "
-        f"{place.limits.tokens_per_minute} a minute; ask for fewer (max_tokens)"
-    )
+def check_tokens(places: Sequence[CountedPlace], tokens: int) -> None:
+    """Raises TokensOverLimit where no minute has room for so many."""
+    for place in places:
+        most = place.limits.tokens_per_minute
+        if most is not None and tokens > most:
+            raise TokensOverLimit(
+                f"the request may use {tokens} tokens, and {place.name} may use "
+                f"{most} a minute; ask for fewer (max_tokens)"
+            )
 
 
 def rate_limited(

@@ -22,9 +22,9 @@ from steelyard.access.rate_limit import (
     Kind,
     LocalCounted,
     LocalCounts,
+    check_tokens,
     rate_limited,
     tighter,
-    tokens_over_limit,
 )
 from steelyard.gateway.counting_script import COUNT, END, JOIN, LIVE
 from steelyard.gateway.valkey_link import ValkeyLink, ValkeyUnavailable
@@ -83,10 +83,7 @@ class SharedCounts:
     async def count(self, places: Sequence[CountedPlace], *, tokens: int) -> SharedCounted:
         if self._is_away:
             return self._count_alone(places, tokens)
-        for place in places:
-            most = place.limits.tokens_per_minute
-            if most is not None and tokens > most:
-                raise tokens_over_limit(place, tokens)
+        check_tokens(places, tokens)
         both = self.local.monotonic() < self._both_until
         local = self.local.count_now(places, tokens=tokens, is_decided=not both)
         try:

@@ -73,6 +73,7 @@ class ValkeyLink:
                     retry=Retry(NoBackoff(), 0),
                     socket_connect_timeout=self.timeout_s,
                 )
+                await self._client.ping()
                 for script in scripts:
                     self._digests[script] = str(await self._client.script_load(script))
         except (RedisError, OSError, TimeoutError) as error:

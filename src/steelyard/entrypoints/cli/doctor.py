@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import anyio
 import typer
 from rich.text import Text
 
+from steelyard.app.limit_counts import check_valkey
 from steelyard.app.stores import open_stores, prepare_folder
 from steelyard.clock import SystemClock
 from steelyard.entrypoints.cli.output import JsonFlag, console, print_json
@@ -41,7 +43,7 @@ def register(application: typer.Typer) -> None:
 
 
 def doctor(json: JsonFlag = False) -> None:
-    """Check Python, torch, CUDA, disk, ports, clock, configuration and books."""
+    """Check Python, torch, CUDA, disk, ports, clock, configuration, limits and books."""
     looks: list[Callable[[Settings], Finding]] = [
         _python,
         _torch,
@@ -50,6 +52,7 @@ def doctor(json: JsonFlag = False) -> None:
         lambda settings: _port(settings.host, settings.gateway_port, "gateway"),
         lambda settings: _port(settings.engine_host, settings.engine_port, "engine"),
         _clock,
+        _limits,
         _books,
     ]
     settings = read_settings()
@@ -116,6 +119,18 @@ def _clock(settings: Settings) -> Finding:
     before, ticks = time.monotonic(), time.get_clock_info("monotonic").resolution
     is_sane = now.year >= EARLIEST_YEAR and before > 0 and ticks < 1
     return Finding("clock", "good" if is_sane else "bad", f"{now.isoformat(timespec='seconds')}")
+
+
+def _limits(settings: Settings) -> Finding:
+    count = settings.gateway_count
+    if settings.valkey_url is None:
+        shares = f"each of {count} gateways allows its share" if count > 1 else "one gateway counts"
+        return Finding("limits", "good", f"{shares}; none is counted in Valkey")
+    try:
+        anyio.run(check_valkey, settings)
+    except SteelyardError as error:
+        return Finding("limits", "bad", f"{error}; each gateway allows one in {count} of a limit")
+    return Finding("limits", "good", f"Valkey answers; {count} gateways count together")
 
 
 def _books(settings: Settings) -> Finding:
