@@ -164,6 +164,10 @@ class Settings(BaseSettings):
     request_bytes_max: int = Field(
         default=4 * 1024 * 1024, ge=1024, description="largest body of a request, in bytes"
     )
+    pipelines_dir: Path | None = Field(
+        default=None,
+        description="folder of pipelines, NAME.yaml each; default: in the data folder",
+    )
     file_bytes_max: int = Field(
         default=256 * 1024 * 1024,
         ge=1024,

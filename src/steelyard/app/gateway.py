@@ -34,6 +34,8 @@ from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.limit_directory import LimitDefaults, LimitDirectory, LimitsByPlace
 from steelyard.gateway.model_catalog import ModelCatalog
 from steelyard.gateway.outbox_pruning import OutboxPruning
+from steelyard.gateway.pipelines.pipeline_runner import PipelineRunner
+from steelyard.gateway.pipelines.run_store import RunStore
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.prompt_counter import PromptCounter
 from steelyard.gateway.recovery import Recovery
@@ -41,6 +43,7 @@ from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.base import Upstream
 from steelyard.ids import new_id
+from steelyard.metering.usage_event import decode_event
 from steelyard.pricing.price_book import PriceVersion
 from steelyard.settings import Settings
 
@@ -60,6 +63,7 @@ class GatewayParts:
     stores: Stores
     routing: Routing
     batches: BatchRunner
+    pipelines: PipelineRunner
 
 
 @asynccontextmanager
@@ -111,6 +115,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     closing.push_async_callback(anyio.to_thread.run_sync, audit.close)
     gateway = Gateway(admission, outbox, stores.clock, audit)
     batches = await _open_batches(settings, stores, gateway, closing=closing)
+    pipelines = await _open_pipelines(settings, stores, gateway, closing=closing)
     left_open = await anyio.to_thread.run_sync(recovery.find)
     snapshots = keys.revoked, keys.snapshot, limits.snapshot, prices.snapshot
     watches = [await _watched(snapshot) for snapshot in snapshots]
@@ -120,7 +125,9 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
             tasks.start_soon(watch)
         await counting.ready()
         tasks.start_soon(recovery.resolve, left_open)
-        yield GatewayParts(gateway, keys, limits, catalog, kept, stores, routing, batches)
+        yield GatewayParts(
+            gateway, keys, limits, catalog, kept, stores, routing, batches, pipelines
+        )
         tasks.cancel_scope.cancel()
 
 
@@ -187,15 +194,37 @@ async def _open_batches(
         owner=settings.gateway_name,
         lines_at_once=settings.batch_lines_at_once,
         find_key=stores.access.find_key,
-        booked=lambda ids: _booked(stores, ids),
+        booked=lambda ids: _booked(stores, ids).keys(),
     )
     await anyio.to_thread.run_sync(batches.find)
     return batches
 
 
-def _booked(stores: Stores, event_ids: Set[str]) -> Set[str]:
+async def _open_pipelines(
+    settings: Settings, stores: Stores, gateway: Gateway, *, closing: AsyncExitStack
+) -> PipelineRunner:
+    """As with batches: before recovery adds events of its own."""
+    path = settings.data_dir / f"runs-{settings.gateway_name}.db"
+    store = await anyio.to_thread.run_sync(lambda: RunStore(path))
+    closing.callback(store.close)
+    pipelines = PipelineRunner(
+        gateway=gateway,
+        store=store,
+        clock=stores.clock,
+        folder=settings.pipelines_dir or settings.data_dir / "pipelines",
+        find_department=stores.access.find_department,
+        booked=lambda ids: _booked(stores, ids),
+    )
+    await anyio.to_thread.run_sync(pipelines.find)
+    return pipelines
+
+
+def _booked(stores: Stores, event_ids: Set[str]) -> dict[str, str]:
+    """What those of these events cost that are in the books."""
     with stores.reports.snapshot() as snapshot:
-        return {one for one in event_ids if snapshot.recent_events(event_id=one, limit=1)}
+        found = [snapshot.recent_events(event_id=one, limit=1) for one in event_ids]
+    events = [decode_event(event.body) for listed in found for event in listed]
+    return {event.id: event.data.amount for event in events}
 
 
 def _answer_cache(settings: Settings, clock: Clock, closing: AsyncExitStack) -> AnswerCache:

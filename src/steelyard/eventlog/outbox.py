@@ -52,6 +52,16 @@ class _LeasedEvent(msgspec.Struct):
     data: _Leased
 
 
+class _Charged(msgspec.Struct):
+    amount: str
+
+
+class _ChargedEvent(msgspec.Struct):
+    id: str
+    data: _Charged
+
+
+_charged_decoder = msgspec.json.Decoder(_ChargedEvent)
 _id_decoder = msgspec.json.Decoder(_EventId)
 _leased_decoder = msgspec.json.Decoder(_LeasedEvent)
 
@@ -157,6 +167,15 @@ class Outbox:
         if wanted:
             for batch in self._writer.batches():
                 found.update(wanted.intersection(_ids_of(batch.events)))
+        return found
+
+    def amounts_of(self, ids: Collection[str]) -> dict[str, str]:
+        """What those of these events cost that are in the outbox; before anything is appended."""
+        wanted, found = set(ids), dict[str, str]()
+        if wanted:
+            for batch in self._writer.batches():
+                events = (_charged_decoder.decode(body) for body in batch.events)
+                found.update({e.id: e.data.amount for e in events if e.id in wanted})
         return found
 
     def last_events_of(self, lease_ids: Collection[str]) -> dict[str, str]:

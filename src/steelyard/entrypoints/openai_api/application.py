@@ -31,6 +31,7 @@ from steelyard.entrypoints.openai_api.key_answers import (
     quote_document,
     usage_document,
 )
+from steelyard.entrypoints.openai_api.pipeline_answers import PipelineDoor
 from steelyard.entrypoints.openai_api.surfaces import COUNTED, SERVED, FormSurface, Surface
 from steelyard.errors import SteelyardError
 from steelyard.gateway.idempotency import read_key
@@ -124,6 +125,8 @@ class GatewayApplication:
             await self._count(scope, client, request_id)
         elif path.startswith(("/v1/files", "/v1/batches")):
             await self._keep(scope, client, request_id)
+        elif path.startswith("/v1/pipelines"):
+            await self._pipe(scope, client, request_id)
         elif path in HEALTH:
             _expect(method, "GET")
             await self._tell_health(path, client)
@@ -167,6 +170,12 @@ class GatewayApplication:
         query = scope["query_string"].decode("latin-1")
         path, method = scope["path"], scope["method"]
         await door.answer(method, path, query, bytes_max=self._file_bytes_max)
+
+    async def _pipe(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+        """Pipelines, and runs of them."""
+        key = await self._find_key(scope, client)
+        door = PipelineDoor(self._running_parts(), key, client, request_id, self._body_timeout_s)
+        await door.answer(scope["method"], scope["path"], bytes_max=self._body_bytes_max)
 
     async def _read(
         self, surface: Surface | FormSurface, client: AsgiClient

@@ -14,6 +14,9 @@ from steelyard.gateway.batches.records import BatchNotFound, BatchOver, FileInUs
 from steelyard.gateway.idempotency import IdempotencyConflict, IdempotencyKeyReused
 from steelyard.gateway.kept_answers import AnswersUnavailable
 from steelyard.gateway.limit_headers import limit_headers
+from steelyard.gateway.pipelines.pipeline import PipelineCyclic, PipelineMalformed
+from steelyard.gateway.pipelines.pipeline_runner import PipelineNotFound, RunOver, StageFailed
+from steelyard.gateway.pipelines.run_store import RunNotFound
 from steelyard.gateway.refusals import (
     AnswerTooLong,
     AudioTooLong,
@@ -106,6 +109,12 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     EventNotFound: 404,
     FileNotFound: 404,
     BatchNotFound: 404,
+    PipelineNotFound: 404,
+    RunNotFound: 404,
+    PipelineMalformed: 400,
+    PipelineCyclic: 400,
+    StageFailed: 502,
+    RunOver: 409,
     BatchOver: 409,
     FileInUse: 409,
     MethodNotAllowed: 405,
