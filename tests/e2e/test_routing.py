@@ -90,6 +90,18 @@ def test_an_upstream_gets_its_own_key_and_its_own_name_of_the_model(
     assert "sk-never-told" not in (product.folder / "gateway.log").read_text()
 
 
+def test_an_alias_is_listed_with_the_model_that_it_means(
+    product: RoutedProduct, secret: str
+) -> None:
+    client = product.openai(secret)
+
+    listed = {model.id for model in client.models.list().data}
+    alias = client.models.retrieve("gpt-3.5-turbo")
+
+    assert listed == {"small", "big", "gpt-3.5-turbo"}
+    assert (alias.model_extra or {})["root"] == "small"
+
+
 def test_a_dead_server_is_replaced_by_the_next_and_then_by_another_model(
     product: RoutedProduct, secret: str
 ) -> None:

@@ -47,10 +47,13 @@ async def models_document(
     """All models, or the one that the path names; raises ModelNotFound."""
     prices, organisation = parts.gateway.admission.prices, key.department.organisation
     wanted = path.removeprefix("/v1/models").removeprefix("/")
+    served = {model.id: model for model in parts.catalog.models()}
+    names = {name: name for name in served} | dict(parts.catalog.aliases())
     listed = [
-        model_document(model, prices, organisation, created=created)
-        for model in parts.catalog.models()
-        if wanted in {"", model.id} and parts.limits.allows_model(key, model.id)
+        model_document(served[model], prices, organisation, created=created)
+        | ({"id": name, "root": model} if name != model else {})
+        for name, model in names.items()
+        if wanted in {"", name} and model in served and parts.limits.allows_model(key, model)
     ]
     if not wanted:
         return {"object": "list", "data": listed}
