@@ -7,8 +7,9 @@ Tansu, a broker that speaks Kafka's protocol, is started in memory from the pack
 import importlib.util
 import os
 import subprocess
+import sys
 import tempfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,20 @@ from tests.postgres_server import free_port
 
 @dataclass
 class Broker:
-    """A broker that answers at `servers`; one of ours can be killed, and forgets everything."""
+    """A broker that answers at `servers`; one of ours can be killed. It then forgets everything,
+    unless its storage is a folder."""
 
     servers: str
     process: "subprocess.Popen[bytes] | None" = None
+    start: "Callable[[], subprocess.Popen[bytes]] | None" = None
+
+    def restart(self) -> None:
+        """SIGKILL, and a new life at once."""
+        assert self.process is not None, "a broker that is not ours is not killed"
+        assert self.start is not None, "a broker that forgets everything is not restarted"
+        self.process.kill()
+        self.process.wait()
+        self.process = self.start()
 
     def make_topic(self, topic: str, *, partitions: int) -> None:
         admin = self._admin()
@@ -66,13 +77,7 @@ def running_broker() -> Generator[Broker | None]:
         yield None
         return
     address = f"127.0.0.1:{free_port()}"
-    listener = [
-        "--listener-url",
-        f"tcp://{address}",
-        "--advertised-listener-url",
-        f"tcp://{address}",
-    ]
-    command = [binary, "broker", *listener, "--storage-engine", "memory://tansu/", "--silent"]
+    command = _command(binary, address, storage="memory://tansu/")
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
         try:
@@ -82,3 +87,49 @@ def running_broker() -> Generator[Broker | None]:
         finally:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def durable_broker(folder: Path) -> Generator[Broker | None]:
+    """A broker of our own that keeps its records in a folder, by way of an S3 server on it."""
+    binary = find_tansu()
+    if binary is None or importlib.util.find_spec("localbucket") is None:
+        yield None
+        return
+    address, store_port = f"127.0.0.1:{free_port()}", free_port()
+    (folder / "buckets" / "tansu").mkdir(parents=True)
+    store = [Path(sys.executable).parent / "localbucket", "--port", str(store_port)]
+    environment = {
+        **os.environ,
+        "AWS_ENDPOINT": f"http://127.0.0.1:{store_port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+    }
+    with (folder / "broker.log").open("ab") as log:
+
+        def start() -> "subprocess.Popen[bytes]":
+            command = _command(binary, address, storage="s3://tansu/")
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment)
+
+        keeper = subprocess.Popen([*store, folder / "buckets"], stdout=log, stderr=log)
+        broker = Broker(address, start(), start)
+        try:
+            wait_until(broker.answers)
+            yield broker
+        finally:
+            for process in (broker.process, keeper):
+                assert process is not None, "both were started"
+                process.kill()
+                process.wait()
+
+
+def _command(binary: Path, address: str, *, storage: str) -> list[str | Path]:
+    listener = [
+        "--listener-url",
+        f"tcp://{address}",
+        "--advertised-listener-url",
+        f"tcp://{address}",
+    ]
+    return [binary, "broker", *listener, "--storage-engine", storage, "--silent"]

