@@ -17,6 +17,7 @@ from steelyard.access.rate_limit import RateLimited
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.clock import Clock
 from steelyard.errors import Failure, Refusal, SteelyardError
+from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.batches.batch_lines import (
     check_lines,
@@ -42,6 +43,7 @@ PAUSE_S_MAX: Final = 15.0
 PROGRESS_S: Final = 1.0
 KEY_S: Final = 5.0
 BUSY: Final = frozenset({429, 503})
+WAITED_FOR: Final = (RateLimited, UpstreamUnavailable, EventLogUnavailable)
 
 
 class LineRefused(Exception):
@@ -119,9 +121,10 @@ class BatchRunner:
             for batch in open_batches:
                 try:
                     await self._work(batch)
-                except SteelyardError as error:
-                    # The disk of the batches, or the books: it is tried again.
-                    log.error("batch.not_worked_on", batch_id=batch.id, reason=str(error))
+                except Exception:
+                    # The disk of the batches, or the books: other requests go on, and this one is
+                    # taken up again in a while.
+                    log.exception("batch.not_worked_on", batch_id=batch.id)
             with anyio.move_on_after(PAUSE_S_MAX):
                 await self._woken.wait()
 
@@ -227,7 +230,7 @@ class BatchRunner:
                 failure = broken
             tries += 1
             # What is away or busy may come back; what breaks off does so for a reason.
-            is_waiting = isinstance(failure, RateLimited | UpstreamUnavailable)
+            is_waiting = isinstance(failure, WAITED_FOR)
             if not is_waiting and tries >= TRIES_MAX:
                 raise failure
             if self._now() >= running.batch.expires_at:
