@@ -134,7 +134,7 @@ def running_before(
         starting = [("worker", "worker"), ("gateway", "gateway")]
         for name, *words in [("upstream", *upstream), *starting] if upstream else starting:
             stack.callback(stop_process, product.start(name, *words))
-        wait_until(lambda: product.is_ready(f"{product.url}/health"))
+        wait_until(lambda: product.is_ready(f"{product.url}/health"), within_s=120)
         yield product
 
 

@@ -29,6 +29,15 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 MODELS_DIR = Path(os.environ.get("STEELYARD_MODELS_DIR", ROOT / ".steelyard" / "models"))
+CONFIGURATION = """
+[upstreams.rack]
+kind = "vllm"
+url = "{url}"
+
+[models.smollm2]
+deployments = [{{ upstream = "rack" }}]
+tokenizer = {{ byte_level = true, template_tokens_base = 40, template_tokens_per_message = 8 }}
+"""
 INPUT_PRICE, CACHED_PRICE, OUTPUT_PRICE = 2_000_000, 1_000_000, 10_000_000
 
 
@@ -66,7 +75,10 @@ def is_ready(process: "subprocess.Popen[bytes]", url: str, log: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def product(vllm: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[ScriptedProduct]:
-    with running_before(vllm, tmp_path_factory.mktemp("product")) as running:
+    folder = tmp_path_factory.mktemp("product")
+    configuration = folder / "steelyard.toml"
+    configuration.write_text(CONFIGURATION.format(url=vllm))
+    with running_before(vllm, folder, STEELYARD_CONFIG=str(configuration)) as running:
         yield running
 
 
