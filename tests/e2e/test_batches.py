@@ -151,6 +151,18 @@ def test_a_batch_whose_gateway_is_killed_goes_on_and_charges_each_line_once(
     product.command("verify", "--json")
 
 
+def test_a_short_batch_does_not_wait_for_the_end_of_a_long_one(product: ScriptedProduct) -> None:
+    client = product.openai(product.tenant("patient", dollars="10"))
+    long = _begin(client, _lines(3_000, "slow"))
+    wait_until(lambda: client.batches.retrieve(long.id).request_counts.completed > 20)
+
+    over = _end(client, _begin(client, _lines(20)).id)
+
+    assert over.request_counts.completed == 20
+    assert client.batches.cancel(long.id).request_counts.completed < 3_000
+    assert _end(client, long.id).status == "cancelled"
+
+
 def test_a_cancelled_batch_keeps_what_it_has(product: ScriptedProduct) -> None:
     secret = product.tenant("cancelling", dollars="10")
     client = product.openai(secret)

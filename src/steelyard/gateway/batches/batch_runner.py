@@ -70,7 +70,7 @@ class _Running:
 
 @dataclass(slots=True)
 class BatchRunner:
-    """Works on the batches of one gateway, one after the other."""
+    """Works on the batches of one gateway; their lines take turns."""
 
     store: BatchStore
     gateway: Gateway
@@ -81,8 +81,13 @@ class BatchRunner:
     # Which of these events are in the books, for those that the outbox has no more.
     booked: Callable[[Set[str]], Set[str]]
     _woken: anyio.Event = field(default_factory=anyio.Event)
-    _running: _Running | None = None
+    _running: dict[str, _Running] = field(default_factory=dict[str, _Running])
+    _taken: set[str] = field(default_factory=set[str])
+    _turns: anyio.CapacityLimiter = field(init=False)
     _cancelled: set[str] = field(default_factory=set[str])
+
+    def __post_init__(self) -> None:
+        self._turns = anyio.CapacityLimiter(self.lines_at_once)
 
     def find(self) -> None:
         """Finish the lines that an earlier life charged and did not tell; before anything of it is
@@ -100,8 +105,8 @@ class BatchRunner:
         """Begin no more of its lines."""
         self._cancelled.add(batch.id)
         stopping = self._at(batch, "cancelling")
-        running = self._running
-        if running is not None and running.batch.id == batch.id:
+        running = self._running.get(batch.id)
+        if running is not None:
             running.batch = stopping
             stopping = running.counted()
         self.store.put_batch(stopping)
@@ -110,26 +115,39 @@ class BatchRunner:
 
     def progress(self, batch: StoredBatch) -> StoredBatch:
         """The batch with the counts of this moment."""
-        running = self._running
-        return running.counted() if running and running.batch.id == batch.id else batch
+        running = self._running.get(batch.id)
+        return running.counted() if running else batch
 
     async def run(self) -> None:
         """Work for ever."""
-        while True:
-            self._woken = anyio.Event()
-            open_batches = await anyio.to_thread.run_sync(self.store.open_batches, self.owner)
-            for batch in open_batches:
-                try:
-                    await self._work(batch)
-                except Exception:
-                    # The disk of the batches, or the books: other requests go on, and this one is
-                    # taken up again in a while.
-                    log.exception("batch.not_worked_on", batch_id=batch.id)
-            with anyio.move_on_after(PAUSE_S_MAX):
-                await self._woken.wait()
+        async with anyio.create_task_group() as tasks:
+            while True:
+                self._woken = anyio.Event()
+                open_batches = await anyio.to_thread.run_sync(self.store.open_batches, self.owner)
+                for batch in open_batches:
+                    if batch.id not in self._taken:
+                        self._taken.add(batch.id)
+                        tasks.start_soon(self._work_on, batch)
+                with anyio.move_on_after(PAUSE_S_MAX):
+                    await self._woken.wait()
+
+    async def _work_on(self, batch: StoredBatch) -> None:
+        try:
+            # It may have ended since it was found.
+            newest = await anyio.to_thread.run_sync(
+                lambda: self.store.batch(batch.id, key_id=batch.key_id)
+            )
+            await self._work(newest)
+        except Exception:
+            # The disk of the batches, or the books: other requests go on, and this batch is taken
+            # up again in a while.
+            log.exception("batch.not_worked_on", batch_id=batch.id)
+            await anyio.sleep(PAUSE_S_MAX)
+        finally:
+            self._taken.discard(batch.id)
 
     async def _work(self, batch: StoredBatch) -> None:
-        if batch.status == "validating":
+        if batch.status == "validating" or (batch.status == "cancelling" and not batch.total):
             batch = await self._validate(batch)
         if batch.is_over:
             return
@@ -137,7 +155,7 @@ class BatchRunner:
         batch = replace_batch(batch, life=batch.life + 1)
         await self._put(batch)
         results = await anyio.to_thread.run_sync(self._open_results, batch)
-        running = self._running = _Running(batch, results, key)
+        running = self._running[batch.id] = _Running(batch, results, key)
         is_over = False
         try:
             async with anyio.create_task_group() as tasks:
@@ -147,7 +165,7 @@ class BatchRunner:
             await self._finish(running)
             is_over = True
         finally:
-            self._running = None
+            del self._running[batch.id]
             results.close(is_over=is_over)
 
     async def _validate(self, batch: StoredBatch) -> StoredBatch:
@@ -156,7 +174,7 @@ class BatchRunner:
             lambda: check_lines(path, endpoint=batch.endpoint)
         )
         checked = replace_batch(batch, total=total, errors=tuple(errors))
-        if batch.id in self._cancelled:
+        if batch.id in self._cancelled or batch.status == "cancelling":
             checked = self._at(checked, "cancelled")
         else:
             checked = self._at(checked, "failed" if errors else "in_progress")
@@ -168,7 +186,8 @@ class BatchRunner:
 
         async def answer_next() -> None:
             for number, line in lines:
-                await self._answer_line(running, number, line)
+                async with self._turns:
+                    await self._answer_line(running, number, line)
 
         async with anyio.create_task_group() as tasks:
             for _ in range(self.lines_at_once):
