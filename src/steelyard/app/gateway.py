@@ -27,6 +27,8 @@ from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.batches.batch_runner import BatchRunner
 from steelyard.gateway.batches.batch_store import BatchStore
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
+from steelyard.gateway.documents.runner import Documents
+from steelyard.gateway.documents.store import DocumentStore
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.idempotency import Idempotency
 from steelyard.gateway.key_directory import KeyDirectory, SecretsByHash
@@ -64,6 +66,7 @@ class GatewayParts:
     routing: Routing
     batches: BatchRunner
     pipelines: PipelineRunner
+    documents: Documents
 
 
 @asynccontextmanager
@@ -116,19 +119,37 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     gateway = Gateway(admission, outbox, stores.clock, audit)
     batches = await _open_batches(settings, stores, gateway, closing=closing)
     pipelines = await _open_pipelines(settings, stores, gateway, closing=closing)
+    documents = await _open_documents(settings, stores, gateway, closing=closing)
     left_open = await anyio.to_thread.run_sync(recovery.find)
     snapshots = keys.revoked, keys.snapshot, limits.snapshot, prices.snapshot
     watches = [await _watched(snapshot) for snapshot in snapshots]
-    watches += [catalog.watch, watch_pruning, holding.keeper.keep, counting.keep, batches.run]
+    watches += [catalog.watch, watch_pruning, holding.keeper.keep, counting.keep]
+    watches += [batches.run, documents.keep]
     async with routing.opened(catalog), anyio.create_task_group() as tasks:
         for watch in watches:
             tasks.start_soon(watch)
         await counting.ready()
         tasks.start_soon(recovery.resolve, left_open)
         yield GatewayParts(
-            gateway, keys, limits, catalog, kept, stores, routing, batches, pipelines
+            gateway, keys, limits, catalog, kept, stores, routing, batches, pipelines, documents
         )
         tasks.cancel_scope.cancel()
+
+
+async def _open_documents(
+    settings: Settings, stores: Stores, gateway: Gateway, *, closing: AsyncExitStack
+) -> Documents:
+    """As with batches: before recovery adds events of its own."""
+    path = settings.data_dir / "documents.db"
+    store = await anyio.to_thread.run_sync(lambda: DocumentStore(path, owner=settings.gateway_name))
+    closing.callback(store.close)
+    documents = Documents(store, gateway, stores.access.find_key)
+
+    def with_event(ids: list[str]) -> set[str]:
+        return {*_booked(stores, set(ids)).keys(), *gateway.outbox.events_among(ids)}
+
+    await anyio.to_thread.run_sync(documents.find_unfinished, with_event)
+    return documents
 
 
 def _recovery(

@@ -249,6 +249,22 @@ class Admission:
         count = await self.prompt_counter.count(route.model.id, route.way.fields())
         return count + asked.size.extra_tokens if count is not None else None
 
+    async def count(self, asked: Asked, key: VirtualKey) -> int:
+        """Exactly as many tokens as the model will see; counts against no limit."""
+        route = self._route(asked, key, self.catalog.plan(asked).first().deployment)
+        count = await self._count(asked, route)
+        if count is None:
+            raise SurfaceNotServed(f"the server of {route.model.id} does not count prompts")
+        return count
+
+    def highest_cost(
+        self, asked: Asked, key: VirtualKey, *, input_tokens: int, output_tokens: int
+    ) -> Money:
+        """What a request with so many tokens costs at most, at the prices of now."""
+        route = self._route(asked, key, self.catalog.plan(asked).first().deployment)
+        bound = Bound(input_tokens, output_tokens, is_exact=True, extra_tokens=0)
+        return highest_cost_of(bound, route.pinned)
+
     def _output_tokens(self, asked: Asked, route: _Route, limits: LimitsInForce) -> int:
         """The longest answer, all choices together."""
         choices, limit = asked.choice_count, limits.output_tokens_max

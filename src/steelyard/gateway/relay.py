@@ -58,7 +58,10 @@ async def relay_whole(
     )
     if came.status != 200:
         raise _refusal(admitted, came)
-    meter.deliver(answer.read_whole(came.body, meter), at=now())
+    read = answer.read_whole(came.body, meter)
+    if admitted.asked.keep is not None:
+        await admitted.asked.keep(admitted.hold.id, came.body)
+    meter.deliver(read, at=now())
 
 
 async def relay_stream(

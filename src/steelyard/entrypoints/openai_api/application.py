@@ -17,6 +17,13 @@ from steelyard.entrypoints.gateway_metrics import GatewayMetrics
 from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
 from steelyard.entrypoints.openai_api.batch_answers import BatchDoor
 from steelyard.entrypoints.openai_api.client_address import client_address
+from steelyard.entrypoints.openai_api.document_routes import (
+    PATH as DOCUMENTS,
+)
+from steelyard.entrypoints.openai_api.document_routes import (
+    document_answer,
+    serve_document,
+)
 from steelyard.entrypoints.openai_api.error_answer import (
     EndpointNotFound,
     InternalError,
@@ -127,6 +134,9 @@ class GatewayApplication:
             await self._keep(scope, client, request_id)
         elif path.startswith("/v1/pipelines"):
             await self._pipe(scope, client, request_id)
+        elif path == DOCUMENTS:
+            _expect(method, "POST")
+            await self._run_document(scope, client, request_id)
         elif path in HEALTH:
             _expect(method, "GET")
             await self._tell_health(path, client)
@@ -198,6 +208,13 @@ class GatewayApplication:
         # A large body takes a while to look at; others must not wait for it.
         return await anyio.to_thread.run_sync(surface.parse, body), body
 
+    async def _run_document(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+        key = await self._find_key(scope, client)
+        body = await client.read_body(
+            bytes_max=self._form_bytes_max, timeout_s=self._body_timeout_s
+        )
+        await serve_document(self._running_parts(), key, body, client, request_id)
+
     async def _count(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
         """Count a prompt and answer nothing else."""
         parts, path = self._running_parts(), scope["path"]
@@ -218,6 +235,9 @@ class GatewayApplication:
     def _find_answer(self, path: str) -> Callable[[GatewayParts, VirtualKey], Awaitable[Any]]:
         if path == "/v1/balance":
             return balance_document
+        if path.startswith(f"{DOCUMENTS}/"):
+            document_id = path.removeprefix(f"{DOCUMENTS}/")
+            return lambda parts, key: document_answer(parts, key, document_id)
         if path.startswith("/v1/usage/"):
             return lambda parts, key: usage_document(parts, key, path)
         if path == "/v1/models" or path.startswith("/v1/models/"):

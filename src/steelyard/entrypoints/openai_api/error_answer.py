@@ -11,6 +11,8 @@ from steelyard.access.virtual_key import KeyExpired, KeyMissing, KeyRevoked, Key
 from steelyard.errors import Failure, Refusal, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.batches.records import BatchNotFound, BatchOver, FileInUse, FileNotFound
+from steelyard.gateway.documents.reading import DocumentTooLarge
+from steelyard.gateway.documents.store import DocumentsUnavailable
 from steelyard.gateway.idempotency import IdempotencyConflict, IdempotencyKeyReused
 from steelyard.gateway.kept_answers import AnswersUnavailable
 from steelyard.gateway.limit_headers import limit_headers
@@ -84,6 +86,12 @@ class EventNotFound(Refusal):
     code = "event_not_found"
 
 
+class DocumentNotFound(Refusal):
+    """There is no such document of this key's."""
+
+    code = "document_not_found"
+
+
 class MethodNotAllowed(Refusal):
     """This address takes another method."""
 
@@ -117,6 +125,9 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     RunOver: 409,
     BatchOver: 409,
     FileInUse: 409,
+    DocumentNotFound: 404,
+    DocumentTooLarge: 413,
+    DocumentsUnavailable: 503,
     MethodNotAllowed: 405,
     RequestTimeout: 408,
     IdempotencyConflict: 409,

@@ -1,7 +1,7 @@
 """What was asked, in the few words that the gateway needs; the rest passes through untouched."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
@@ -114,6 +114,8 @@ class Asked:
     # What the client says of the answer cache, in the words of `Cache-Control`.
     cache_control: str | None = None
     counts_max: Mapping[str, int] | None = None
+    # Gets the event's id and a whole answer before the event is written, to keep it.
+    keep: Callable[[str, bytes], Awaitable[None]] | None = None
 
     def way_over(self, paths: frozenset[str]) -> Way:
         """The best way over what an upstream serves; raises SurfaceNotServed."""

@@ -1,0 +1,240 @@
+"""Runs documents: part by part through `serve`, each held, metered and charged as a chat is.
+
+It goes on whether anybody waits or not, and where it was when the gateway starts again.
+"""
+
+import math
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import anyio
+import anyio.to_thread
+import msgspec
+import structlog
+
+from steelyard.access.rate_limit import RateLimited
+from steelyard.access.virtual_key import KeyRevoked, VirtualKey
+from steelyard.errors import SteelyardError
+from steelyard.gateway.documents.part_client import PartClient, text_of
+from steelyard.gateway.documents.store import DocumentStore, StoredDocument, StoredPart
+from steelyard.gateway.documents.tasks import ask_for
+from steelyard.gateway.serve import Gateway, serve
+from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
+from steelyard.gateway.workloads.asked import Asked
+from steelyard.gateway.workloads.chat import parse_chat
+
+log = structlog.get_logger()
+
+ENDPOINT: Final = "/v1/documents"
+PARTS_AT_ONCE: Final = 4
+TRIES_MAX: Final = 5
+TRY_AGAIN_S: Final = 1.0
+Event = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Progress:
+    """What has happened to a document since the gateway started, for whoever watches."""
+
+    events: list[Event] = field(default_factory=list[Event])
+    is_over: bool = False
+    _changed: anyio.Event = field(default_factory=anyio.Event)
+
+    def tell(self, event: Event, *, is_last: bool = False) -> None:
+        self.events.append(event)
+        self.is_over = is_last
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def follow(self) -> AsyncGenerator[Event]:
+        """Every event from the first to the last."""
+        at = 0
+        while True:
+            while at < len(self.events):
+                yield self.events[at]
+                at += 1
+            if self.is_over:
+                return
+            await self._changed.wait()
+
+
+@dataclass(slots=True)
+class Documents:
+    """The documents of this gateway."""
+
+    store: DocumentStore
+    gateway: Gateway
+    find_key: Callable[[str], VirtualKey]
+    progress: dict[str, Progress] = field(default_factory=dict[str, Progress])
+    _todo: list[str] = field(default_factory=list[str])
+    _woken: anyio.Event = field(default_factory=anyio.Event)
+
+    def find_unfinished(self, has_event: Callable[[list[str]], set[str]]) -> None:
+        """Sort out what a crash left between an answer and its event. Call it before recovery writes
+        events of its own: then an answer was charged if, and only if, its event is there."""
+        answered = self.store.answered()
+        charged = has_event(list(answered))
+        for event_id, part in answered.items():
+            if event_id in charged:
+                self.store.keep_charge(part, cost="", currency="", tokens=(0, 0))
+            else:
+                self.store.forget_answer(part)
+        for document in self.store.running():
+            self.start(document.id)
+
+    def start(self, document_id: str) -> Progress:
+        """Let a document run as soon as the gateway does."""
+        progress = self.progress[document_id] = Progress()
+        self._todo.append(document_id)
+        self._woken.set()
+        return progress
+
+    async def keep(self) -> None:
+        """Run whatever is started, for ever."""
+        async with anyio.create_task_group() as tasks:
+            while True:
+                while self._todo:
+                    tasks.start_soon(self._run_document, self._todo.pop(0))
+                self._woken = anyio.Event()
+                await self._woken.wait()
+
+    async def _run_document(self, document_id: str) -> None:
+        progress = self.progress[document_id]
+        try:
+            document = await _in_thread(partial(self.store.find, document_id))
+            assert document is not None, "a document is stored before it runs"
+            key = await _in_thread(partial(self.find_key, document.key_id))
+            if key.revoked_at is not None:
+                raise KeyRevoked(f"the key {key.name!r} was revoked; ask for a new one")
+            await self._run_stages(document, key, progress)
+        except* SteelyardError as group:
+            error = _first(group)
+            log.warning("document.failed", document_id=document_id, code=error.code)
+            await _in_thread(lambda: self.store.end(document_id, "failed", str(error)))
+            told = {"code": error.code, "message": str(error)}
+            progress.tell(
+                {"type": "document.failed", "id": document_id, "error": told}, is_last=True
+            )
+        except* Exception:
+            log.exception("document.broke", document_id=document_id)
+            await _in_thread(lambda: self.store.end(document_id, "failed", "internal error"))
+            told = {"code": "internal_error", "message": "something is wrong with the gateway"}
+            progress.tell(
+                {"type": "document.failed", "id": document_id, "error": told}, is_last=True
+            )
+
+    async def _run_stages(
+        self, document: StoredDocument, key: VirtualKey, progress: Progress
+    ) -> None:
+        stage = 0
+        while True:
+            everything = await _in_thread(partial(self.store.parts, document.id))
+            parts = [part for part in everything if part.stage == stage]
+            await self._run_stage(document, key, parts, progress)
+            answers = await _in_thread(partial(self._answers, document.id, stage))
+            if len(answers) == 1:
+                break
+            size, stage = document.wanted.group_size, stage + 1
+            groups = [answers[at : at + size] for at in range(0, len(answers), size)]
+            sources = ["\n\n".join(group) for group in groups]
+            await _in_thread(partial(self.store.add_stage, document.id, stage, sources))
+        await _in_thread(lambda: self.store.end(document.id, "completed"))
+        progress.tell({"type": "document.completed", "id": document.id}, is_last=True)
+        log.info("document.completed", document_id=document.id, stages=stage + 1)
+
+    def _answers(self, document_id: str, stage: int) -> list[str]:
+        parts = [part for part in self.store.parts(document_id) if part.stage == stage]
+        assert all(part.state == "charged" for part in parts), "a stage ends with its last part"
+        return [part.answer or "" for part in parts]
+
+    async def _run_stage(
+        self,
+        document: StoredDocument,
+        key: VirtualKey,
+        parts: list[StoredPart],
+        progress: Progress,
+    ) -> None:
+        limiter = anyio.CapacityLimiter(PARTS_AT_ONCE)
+        done = sum(part.state == "charged" for part in parts)
+
+        async def run(part: StoredPart) -> None:
+            nonlocal done
+            async with limiter:
+                usage = await self._run_part(document, key, part)
+            done += 1
+            place = {"stage": part.stage, "place": part.place, "done": done, "of": len(parts)}
+            progress.tell({"type": "document.part", "id": document.id, **place, "usage": usage})
+
+        async with anyio.create_task_group() as tasks:
+            for part in parts:
+                if part.state != "charged":
+                    tasks.start_soon(run, part)
+
+    async def _run_part(
+        self, document: StoredDocument, key: VirtualKey, part: StoredPart
+    ) -> dict[str, Any]:
+        """Ask until it is answered; what is refused ends the document."""
+        place = (document.id, part.stage, part.place)
+        for number in range(1, TRIES_MAX + 1):
+            client = PartClient()
+            try:
+                await serve(
+                    self.gateway,
+                    self._asked(document, part),
+                    key,
+                    client,
+                    request_id=f"{document.id}:{part.stage}:{part.place}",
+                )
+                usage = client.usage()
+            except RateLimited as limited:
+                await anyio.sleep(max(0.05, limited.retry_after_s))
+                continue
+            except (UpstreamUnavailable, UpstreamFailed):
+                if number == TRIES_MAX:
+                    raise
+                await anyio.sleep(TRY_AGAIN_S * number)
+                continue
+            tokens = usage["prompt_tokens"], usage["completion_tokens"]
+            cost, currency = usage["cost"], usage["currency"]
+            await _in_thread(
+                partial(self.store.keep_charge, place, cost=cost, currency=currency, tokens=tokens)
+            )
+            return usage
+        raise UpstreamUnavailable("the limits of the key leave no room for this document")
+
+    def _asked(self, document: StoredDocument, part: StoredPart) -> Asked:
+        wanted = document.wanted
+        instruction = wanted.for_answers if part.stage else wanted.for_part
+        body = ask_for(instruction, part.source, model=wanted.model, tokens_max=wanted.tokens_max)
+        place = (document.id, part.stage, part.place)
+
+        async def keep(event_id: str, answer: bytes) -> None:
+            text = text_of(answer)
+            await _in_thread(partial(self.store.keep_answer, place, event_id=event_id, answer=text))
+
+        asked = parse_chat(msgspec.json.encode(body))
+        # An answer that a crash takes away is charged nothing, since the part is asked again.
+        return replace(asked, endpoint=ENDPOINT, is_repeatable=True, keep=keep)
+
+
+def stage_sizes(part_count: int, group_size: int) -> list[int]:
+    """How many calls each stage has."""
+    sizes = [part_count]
+    while sizes[-1] > 1:
+        sizes.append(math.ceil(sizes[-1] / group_size))
+    return sizes
+
+
+def _first(group: BaseExceptionGroup[SteelyardError]) -> SteelyardError:
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup):
+        found = found.exceptions[0]
+    assert isinstance(found, SteelyardError), found
+    return found
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    return await anyio.to_thread.run_sync(call)
