@@ -72,6 +72,12 @@ def _lines(count: int, content: str = "hello") -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
+def _completed(client: openai.OpenAI, batch_id: str) -> int:
+    counts = client.batches.retrieve(batch_id).request_counts
+    assert counts is not None, "a batch says how far it is"
+    return counts.completed
+
+
 def _begin(client: openai.OpenAI, content: bytes) -> Any:
     file = client.files.create(file=("in.jsonl", io.BytesIO(content)), purpose="batch")
     return client.batches.create(
@@ -130,12 +136,8 @@ def test_a_batch_whose_gateway_is_killed_goes_on_and_charges_each_line_once(
     batch = _begin(client, _lines(count, "slow"))
 
     for _ in range(2):
-        before = client.batches.retrieve(batch.id).request_counts.completed
-        wait_until(
-            lambda done=before: (
-                client.batches.retrieve(batch.id).request_counts.completed > done + 99
-            )
-        )
+        before = _completed(client, batch.id)
+        wait_until(lambda done=before: _completed(client, batch.id) > done + 99)
         gateway = product.processes["gateway"]
         gateway.send_signal(signal.SIGKILL)
         gateway.wait()
@@ -154,7 +156,7 @@ def test_a_batch_whose_gateway_is_killed_goes_on_and_charges_each_line_once(
 def test_a_short_batch_does_not_wait_for_the_end_of_a_long_one(product: ScriptedProduct) -> None:
     client = product.openai(product.tenant("patient", dollars="10"))
     long = _begin(client, _lines(3_000, "slow"))
-    wait_until(lambda: client.batches.retrieve(long.id).request_counts.completed > 20)
+    wait_until(lambda: _completed(client, long.id) > 20)
 
     over = _end(client, _begin(client, _lines(20)).id)
 
@@ -167,7 +169,7 @@ def test_a_cancelled_batch_keeps_what_it_has(product: ScriptedProduct) -> None:
     secret = product.tenant("cancelling", dollars="10")
     client = product.openai(secret)
     batch = _begin(client, _lines(1_000, "slow"))
-    wait_until(lambda: client.batches.retrieve(batch.id).request_counts.completed > 20)
+    wait_until(lambda: _completed(client, batch.id) > 20)
 
     client.batches.cancel(batch.id)
     over = _end(client, batch.id)

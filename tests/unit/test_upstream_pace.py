@@ -1,7 +1,7 @@
 """Time-outs by phase, and what is kept from whom, against a server that is told what to do."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -27,7 +27,7 @@ KEY = {"Authorization": "Bearer sk-never-told"}
 @asynccontextmanager
 async def upstream_of(
     answer: Answer, *, habits: Habits | None = None, timeouts: Timeouts = QUICK, query: str = ""
-) -> AsyncIterator[OpenAIHttpUpstream]:
+) -> AsyncGenerator[OpenAIHttpUpstream]:
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", answer)
     async with TestServer(application) as server:
