@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 from steelyard.settings import Settings, read_settings
@@ -20,6 +21,16 @@ if TYPE_CHECKING:
 
 _numbers = count(1)
 TEMPLATE = "steelyard_template"
+
+
+# How long Hypothesis takes to draw or to run an example says something of the machine alone.
+hypothesis.settings.register_profile(
+    "patient",
+    hypothesis.settings(),
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("patient")
 
 
 @pytest.fixture(autouse=True)
