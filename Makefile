@@ -39,7 +39,9 @@ serve: $(READY) ## keep the whole product running on this machine
 
 test: $(READY) ## every test, with coverage
 	@$(BIN)/python -m coverage erase
-	@$(BIN)/python -m coverage run -m pytest
+	@# Both cores for what is no product of many processes.
+	@$(BIN)/python -m coverage run -m pytest -n 2 --ignore tests/e2e --ignore tests/engine
+	@$(BIN)/python -m coverage run -m pytest tests/e2e tests/engine
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --sort=cover | tail -n 25
 

@@ -32,6 +32,9 @@ def _entry_lines(entry: Mapping[str, Any]) -> Iterator[str]:
     yield "    prices:"
     for meter, price in entry["prices"].items():
         yield f"      {meter}: {_flow({**price, 'per': PER_NAMES.get(price['per'], price['per'])})}"
+    if "batch" in entry:
+        # The prices of a batch follow from those above.
+        yield f"    batch: {{ percent: {_text(entry['batch']['adjusted_percent'])} }}"
 
 
 def _flow(value: Mapping[str, Any] | Sequence[Any] | str | int) -> str:
