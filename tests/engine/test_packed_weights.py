@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from steelyard.engine.loaded_model import LoadedModel
+from steelyard.engine.model_loading import LoadingChoices, load_model
+from steelyard.engine.model_source import find_model_source
 from steelyard.engine.packed_weights import PackedLinear, pack_weights, packed_bytes
 
 
@@ -15,9 +16,10 @@ class Doubled(nn.Linear):
         return 2 * super().forward(rows)
 
 
-def test_a_loaded_model_is_packed_and_says_what_the_weights_said(
-    tiny: LoadedModel, tiny_folder: Path
-) -> None:
+def test_a_loaded_model_is_packed_and_says_what_the_weights_said(tiny_folder: Path) -> None:
+    # One of its own: an engine gives the model that it serves another attention.
+    choices = LoadingChoices(models_dir=tiny_folder.parent)
+    tiny = load_model(find_model_source(str(tiny_folder)), choices, progress=print)
     plain = AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
     ids = torch.tensor([[5, 17, 200, 31, 8]])
 
