@@ -78,8 +78,10 @@ def _read_deduction(books: Path) -> Decimal:
     with sqlite3.connect(f"file:{books}?mode=ro", uri=True) as connection:
         rows = connection.execute(
             "SELECT p.picos FROM ledger_postings p JOIN ledger_transactions t ON t.id = p.transaction_id"
-            " WHERE t.template IN ('place_holds', 'settle_holds')"
-            " AND (p.account_id LIKE 'prepaid:%' OR p.account_id LIKE 'held:%')"
+            " WHERE t.template IN ('place_holds', 'settle_holds',"
+            "  'lease_funds', 'settle_leased', 'return_lease')"
+            " AND (p.account_id LIKE 'prepaid:%' OR p.account_id LIKE 'held:%'"
+            "  OR p.account_id LIKE 'leased:%')"
         ).fetchall()
     connection.close()
     return -sum((Decimal(picos) for (picos,) in rows), Decimal(0)) / PICOS
