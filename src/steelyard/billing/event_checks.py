@@ -12,7 +12,7 @@ from steelyard.billing.settlement_matrix import MATRIX
 from steelyard.billing.stored_event import HourRow, ReplayedEvent
 from steelyard.ledger.hold import read_budget_draws, read_draws
 from steelyard.metering.upstream_usage import read_upstream_usage
-from steelyard.metering.usage import CALL, ENGINE_TIME, INPUT_TEXT, ITEM, TOKEN_METERS
+from steelyard.metering.usage import CALL, ENGINE_TIME, INPUT_TEXT, ITEM, tokens_within
 from steelyard.metering.usage_event import UsageEvent, write_meters
 from steelyard.money import read_decimal
 from steelyard.pricing.price_book import CanonicalDocument
@@ -277,7 +277,7 @@ class BudgetCheck:
             if row.outcome == "settled"
             else {meter: int(count) for meter, count in meters.items()}
         )
-        tokens = sum(count for meter, count in counted.items() if meter in TOKEN_METERS)
+        tokens = tokens_within(counted)
         for draw in read_budget_draws(row.budget_draws):
             self._used[draw.budget_id, draw.window] += money if draw.unit == "money" else tokens
 

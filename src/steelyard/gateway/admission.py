@@ -33,7 +33,6 @@ from steelyard.gateway.request_bound import (
     bound_of,
     bound_of_hit,
     highest_cost_of,
-    tokens_within,
     too_little,
 )
 from steelyard.gateway.request_counting import RequestCounting
@@ -47,6 +46,7 @@ from steelyard.metering.token_bound import input_tokens_lower_bound, input_token
 from steelyard.metering.usage import (
     INPUT_TEXT,
     text_usage,
+    tokens_within,
 )
 from steelyard.metering.usage_event import CountSource, OpenedRecord
 from steelyard.money import Money

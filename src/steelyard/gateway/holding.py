@@ -24,7 +24,7 @@ from steelyard.gateway.lease_keeper import LeaseKeeper
 from steelyard.gateway.lease_wallet import LeaseWallet
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
-from steelyard.metering.usage import TOKEN_METERS, Usage
+from steelyard.metering.usage import Usage, tokens_within
 from steelyard.money import Money
 
 # How long a request that is declined waits for leases of its payer to come back.
@@ -98,7 +98,7 @@ class Holding:
     def release(self, hold: Hold, draft: EventDraft, usage: Usage, charged: Money) -> PendingEvent:
         """Append the event of an attempt, and make free what its hold did not need."""
         event = self.outbox.append(draft)
-        tokens = sum(count for meter, count in usage.counts.items() if meter in TOKEN_METERS)
+        tokens = tokens_within(usage.counts)
         self.wallet.release(hold, LeaseSize(charged.picos, tokens), event=event)
         self.open_holds.pop(hold.id, None)
         return event

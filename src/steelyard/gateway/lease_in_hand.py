@@ -35,12 +35,7 @@ class LeaseInHand:
         return cls(lease, free_picos=picos, free_tokens=lease.tokens, lowest_picos=picos)
 
     def covers(self, size: LeaseSize, *, at: datetime) -> bool:
-        return (
-            not self.is_drained
-            and self.free_picos >= size.picos
-            and (self.free_tokens is None or self.free_tokens >= size.tokens)
-            and at < self.lease.expires_at
-        )
+        return not self.is_drained and self._has(size) and at < self.lease.expires_at
 
     def hold(self, hold_id: str, size: LeaseSize) -> None:
         assert hold_id not in self.open_holds, f"{hold_id} is held already"
@@ -48,11 +43,15 @@ class LeaseInHand:
         self.granted_count += 1
         self._take(size)
 
-    def grow(self, hold_id: str, size: LeaseSize) -> None:
-        """The open hold is of so much in all from now on."""
+    def grow(self, hold_id: str, size: LeaseSize) -> bool:
+        """Whether the open hold is of so much in all from now on: there may be too little."""
         held = self.open_holds[hold_id]
+        extra = LeaseSize(size.picos - held.picos, size.tokens - held.tokens)
+        if self.is_drained or not self._has(extra):
+            return False
         self.open_holds[hold_id] = size
-        self._take(LeaseSize(size.picos - held.picos, size.tokens - held.tokens))
+        self._take(extra)
+        return True
 
     def release(self, hold_id: str, used: LeaseSize, *, event: PendingEvent) -> None:
         """What the attempt did not use can be granted again.
@@ -76,6 +75,10 @@ class LeaseInHand:
         if self.free_tokens is not None:
             self.free_tokens -= free.tokens
         return free
+
+    def _has(self, size: LeaseSize) -> bool:
+        has_tokens = self.free_tokens is None or self.free_tokens >= size.tokens
+        return has_tokens and self.free_picos >= size.picos
 
     def _take(self, size: LeaseSize) -> None:
         self.free_picos -= size.picos

@@ -41,13 +41,7 @@ class LeaseWallet:
     def grow(self, hold: Hold, *, amount: Money, tokens_max: int) -> bool:
         """Make a hold of this wallet larger, if its own lease has so much."""
         lease = self._leases[hold.lease_id or ""]
-        held = lease.open_holds[hold.id]
-        extra = LeaseSize(amount.picos - held.picos, tokens_max - held.tokens)
-        has_tokens = lease.free_tokens is None or lease.free_tokens >= extra.tokens
-        if lease.is_drained or lease.free_picos < extra.picos or not has_tokens:
-            return False
-        lease.grow(hold.id, LeaseSize(amount.picos, tokens_max))
-        return True
+        return lease.grow(hold.id, LeaseSize(amount.picos, tokens_max))
 
     def release(self, hold: Hold, used: LeaseSize, *, event: PendingEvent) -> None:
         """An attempt is over. Call it right after its event was appended, before anything is

@@ -22,8 +22,8 @@ from steelyard.metering.usage import (
     OUTPUT_AUDIO_TOKENS,
     OUTPUT_IMAGE_TOKENS,
     OUTPUT_TEXT,
-    TOKEN_METERS,
     UNITS_OF_CHOICE,
+    tokens_within,
 )
 from steelyard.money import Money
 from steelyard.pricing.price_book import PriceNotFound
@@ -55,10 +55,6 @@ class Bound:
     def tokens_max(self) -> int:
         """What it may use of a budget of tokens."""
         return self.input_tokens + self.output_tokens + tokens_within(self.counts_max or {})
-
-
-def tokens_within(counts: Mapping[str, int]) -> int:
-    return sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
 
 
 def bound_of(

@@ -177,6 +177,11 @@ class Usage:
 NO_USAGE: Final = Usage({})
 
 
+def tokens_within(counts: Mapping[str, int]) -> int:
+    """What a budget of tokens sees of some counts."""
+    return sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
+
+
 def text_usage(*, input_tokens: int, output_tokens: int) -> Usage:
     """The usage of a plain text answer."""
     counts = {INPUT_TEXT: input_tokens, OUTPUT_TEXT: output_tokens}

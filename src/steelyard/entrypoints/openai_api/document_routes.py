@@ -23,7 +23,7 @@ from steelyard.gateway.relay import ClientLeft
 from steelyard.gateway.workloads.document import parse_document
 from steelyard.ids import new_id
 from steelyard.metering.usage_event import decode_event, read_meters
-from steelyard.money import Currency, Money, read_decimal, write_decimal
+from steelyard.money import Money, read_decimal, write_decimal
 from steelyard.storage.reports import SqlSnapshot
 from steelyard.timestamp import write_timestamp
 
@@ -184,7 +184,7 @@ def _told(document: StoredDocument, parts: list[StoredPart]) -> dict[str, Any]:
         "usage": {
             "prompt_tokens": sum(part.prompt_tokens or 0 for part in charged),
             "completion_tokens": sum(part.completion_tokens or 0 for part in charged),
-            "cost": write_decimal(Money(picos, Currency(currency or "XXX")).picos),
+            "cost": write_decimal(picos),
             "currency": currency,
         },
     }

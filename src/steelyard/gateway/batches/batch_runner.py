@@ -27,12 +27,11 @@ from steelyard.gateway.batches.batch_lines import (
 )
 from steelyard.gateway.batches.batch_results import BatchResults, JournalEntry
 from steelyard.gateway.batches.batch_store import BatchStore
-from steelyard.gateway.batches.line_client import LineClient, NotedAnswer
 from steelyard.gateway.batches.records import Status, StoredBatch, StoredFile
 from steelyard.gateway.serve import serve
 from steelyard.gateway.upstreams.base import UpstreamUnavailable
-from steelyard.gateway.workloads.answer import Answer
-from steelyard.gateway.workloads.asked import Asked, Way
+from steelyard.gateway.whole_client import WholeClient
+from steelyard.gateway.workloads.asked import Asked
 from steelyard.ids import derived_id
 
 log = structlog.get_logger()
@@ -230,11 +229,11 @@ class BatchRunner:
 
     async def _ask(
         self, running: _Running, number: int, line: bytes, request_id: str
-    ) -> LineClient:
+    ) -> WholeClient:
         """Ask until there is an answer, or a refusal that another try would not change."""
         pause_s, tries = FIRST_PAUSE_S, 0
         while True:
-            client = LineClient()
+            client = WholeClient()
             try:
                 asked = self._asked(running, number, line, tries)
                 await serve(self.gateway, asked, running.key, client, request_id=request_id)
@@ -270,11 +269,10 @@ class BatchRunner:
             made.append(derived_id(place, after=batch.id.removeprefix("batch_")))
             return made[-1]
 
-        def note(body: bytes) -> None:
-            running.results.note(JournalEntry(number, name, made[-1], msgspec.Raw(body)))
+        async def keep(event_id: str, body: bytes) -> None:
+            running.results.note(JournalEntry(number, name, event_id, msgspec.Raw(body)))
 
-        ways = tuple(_noting(way, note) for way in asked.ways)
-        return replace(asked, ways=ways, new_attempt_id=new_attempt_id)
+        return replace(asked, keep=keep, new_attempt_id=new_attempt_id)
 
     async def _tell(self, running: _Running) -> None:
         """Keep the counts, and look whether the key still works."""
@@ -343,14 +341,7 @@ def replace_batch(batch: StoredBatch, **changes: object) -> StoredBatch:
     return msgspec.structs.replace(batch, **changes)
 
 
-def _noting(way: Way, note: Callable[[bytes], None]) -> Way:
-    def open_answer() -> Answer:
-        return NotedAnswer(way.open_answer(), note)
-
-    return replace(way, open_answer=open_answer)
-
-
-def _json(client: LineClient) -> msgspec.Raw | str:
+def _json(client: WholeClient) -> msgspec.Raw | str:
     """What the upstream said, as it is if it is JSON."""
     assert client.refused is not None, "only a refusal has such a body"
     try:

@@ -17,11 +17,12 @@ import structlog
 from steelyard.access.rate_limit import RateLimited
 from steelyard.access.virtual_key import KeyRevoked, VirtualKey
 from steelyard.errors import SteelyardError
-from steelyard.gateway.documents.part_client import PartClient, text_of
+from steelyard.gateway.documents.part_answer import text_of, usage_of
 from steelyard.gateway.documents.store import DocumentStore, StoredDocument, StoredPart
 from steelyard.gateway.documents.tasks import ask_for
 from steelyard.gateway.serve import Gateway, serve
 from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
+from steelyard.gateway.whole_client import WholeClient
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.gateway.workloads.chat import parse_chat
 
@@ -179,7 +180,7 @@ class Documents:
         """Ask until it is answered; what is refused ends the document."""
         place = (document.id, part.stage, part.place)
         for number in range(1, TRIES_MAX + 1):
-            client = PartClient()
+            client = WholeClient()
             try:
                 await serve(
                     self.gateway,
@@ -188,7 +189,7 @@ class Documents:
                     client,
                     request_id=f"{document.id}:{part.stage}:{part.place}",
                 )
-                usage = client.usage()
+                usage = usage_of(client)
             except RateLimited as limited:
                 await anyio.sleep(max(0.05, limited.retry_after_s))
                 continue

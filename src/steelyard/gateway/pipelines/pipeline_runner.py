@@ -22,7 +22,6 @@ from steelyard.clock import Clock
 from steelyard.errors import Refusal, SteelyardError
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.batches.batch_lines import ENDPOINTS
-from steelyard.gateway.batches.line_client import LineClient, NotedAnswer
 from steelyard.gateway.pipelines.pipeline import (
     FAN_OUT_MAX,
     Pipeline,
@@ -35,8 +34,8 @@ from steelyard.gateway.pipelines.shares import split_by_weight
 from steelyard.gateway.pipelines.values import filled
 from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.serve import serve
-from steelyard.gateway.workloads.answer import Answer
-from steelyard.gateway.workloads.asked import Asked, Way
+from steelyard.gateway.whole_client import WholeClient
+from steelyard.gateway.workloads.asked import Asked
 from steelyard.ids import derived_id, new_id
 from steelyard.money import read_decimal, write_decimal
 
@@ -256,7 +255,7 @@ class PipelineRunner:
         if name in run.payers:
             key = replace(key, department=run.payers[name], project=None)
         made = _Attempts(run.stored, name, place, key.department.name, self.store)
-        client = LineClient()
+        client = WholeClient()
         await serve(self.gateway, made.noted(asked), key, client, request_id=run.stored.id)
         if client.body is None:
             assert client.refused is not None, "a call was answered or refused"
@@ -353,17 +352,10 @@ class _Attempts:
     made: list[str] = field(default_factory=list[str])
 
     def noted(self, asked: Asked) -> Asked:
-        def note(body: bytes) -> None:
+        async def keep(_event_id: str, body: bytes) -> None:
             self.store.put_call(self.call(body, picos=None))
 
-        def noting(way: Way) -> Way:
-            def open_answer() -> Answer:
-                return NotedAnswer(way.open_answer(), note)
-
-            return replace(way, open_answer=open_answer)
-
-        ways = tuple(noting(way) for way in asked.ways)
-        return replace(asked, ways=ways, new_attempt_id=self._new_id, is_repeatable=True)
+        return replace(asked, keep=keep, new_attempt_id=self._new_id, is_repeatable=True)
 
     def call(self, body: bytes, *, picos: int | None) -> StoredCall:
         return StoredCall(
