@@ -42,7 +42,8 @@ def database_url(request: pytest.FixtureRequest) -> Generator[str | None]:
 def test_a_balance_is_spent_to_the_last_request_and_not_beyond(
     tmp_path: Path, database_url: str | None
 ) -> None:
-    world = CrashWorld(tmp_path, database_url, credit=Money(REQUESTS * COST, USD))
+    room = {"outbox_bytes_max": 64 * 1024 * 1024}
+    world = CrashWorld(tmp_path, database_url, credit=Money(REQUESTS * COST, USD), given=room)
     ports = [world.gateway_port, *(free_port() for _ in range(GATEWAYS - 1))]
     try:
         for role in ("upstream", "worker", "gateway"):
