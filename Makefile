@@ -84,6 +84,10 @@ bench-engine: $(READY) ## the engine beside Flask with generate and beside trans
 bench-holds: $(READY) ## how fast holds are granted, attempts recorded, Kafka drained, a crash recovered; last line is JSON
 	@$(BIN)/python -m benchmarks.holds $(if $(OPEN),--open $(OPEN))
 
+.PHONY: bench-gateway
+bench-gateway: $(READY) ## what the gateway carries on one core with everything on; last line is JSON
+	@$(BIN)/python -m benchmarks.gateway
+
 crash: $(READY) ## SIGKILL of every process under load; KILLS=100 SEED=7 for the long run
 	@KILLS=$(or $(KILLS),10) SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q -s tests/e2e/test_crash.py
 
