@@ -64,7 +64,7 @@ def _in_memory_us(count: int) -> float:
     [pocket] = wallet.pockets.values()
     wallet.put(pocket, _lease(Money(AMOUNT.picos * count, USD)))
     holds = [_hold("organisation") for _ in range(count)]
-    event = PendingEvent(EventDraft(new_id(), NOW, cast("Any", None)))
+    event = PendingEvent(EventDraft(new_id(), cast("Any", None)))
     used = LeaseSize(AMOUNT.picos // 2, 50)
     is_open: list[Hold] = []
     started = time.perf_counter()

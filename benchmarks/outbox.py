@@ -26,7 +26,7 @@ from rich.console import Console
 
 from steelyard.eventlog.attempt_records import EventDraft, OpenedAttempt
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.event_draft import close_record, hold_of_attempt
+from steelyard.gateway.event_draft import Held, close_record
 from steelyard.ids import new_id
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import text_usage
@@ -154,11 +154,10 @@ def an_attempt(**changes: Any) -> OpenedAttempt:
     return msgspec.structs.replace(attempt, **changes) if changes else attempt
 
 
-_HOLD = hold_of_attempt(an_attempt())
 _USAGE = text_usage(input_tokens=120, output_tokens=40)
 _RECORD = close_record(
     OPENED,
-    _HOLD,
+    Held(new_id(), 5_000_000_000, None),
     meter=AnswerMeter(reported=_USAGE, raw_usage=b'{"prompt_tokens":120,"completion_tokens":40}'),
     usage=_USAGE,
     amount=Money(640_000_000, Currency("USD")),
@@ -170,7 +169,7 @@ _RECORD = close_record(
 
 
 def _draft(attempt: OpenedAttempt) -> EventDraft:
-    return EventDraft(attempt.id, NOW, msgspec.structs.replace(_RECORD, hold_id=attempt.id))
+    return EventDraft(attempt.id, msgspec.structs.replace(_RECORD, hold_id=attempt.id))
 
 
 if __name__ == "__main__":

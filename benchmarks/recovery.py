@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ from benchmarks.outbox import OPENED, PLENTY, an_attempt
 from benchmarks.worker import Bench, books_on, place
 from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.clock import SystemClock
+from steelyard.eventlog.attempt_records import OpenedAttempt
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.event_draft import hold_of_attempt
 from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
@@ -42,8 +41,10 @@ from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstreams.base import Timeouts
 from steelyard.gateway.upstreams.habits import ENGINE
 from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
-from steelyard.ledger.hold import Draw
+from steelyard.ledger.hold import Draw, Hold
+from steelyard.money import Currency, Money
 from steelyard.pricing.price_book import PriceVersion
+from steelyard.timestamp import read_timestamp
 
 console = Console(stderr=True, highlight=False)
 WRITTEN_AT_ONCE = 10_000
@@ -141,8 +142,20 @@ def _leave_open(path: Path, bench: Bench, count: int, *, are_placed: bool) -> No
             pending.done.result()
         if are_placed:
             draws = (Draw(bench.grant.id, attempts[0].held),)
-            place(bench, [replace(hold_of_attempt(one), draws=draws) for one in attempts])
+            place(bench, [_as_hold(one, draws) for one in attempts])
     outbox.close()
+
+
+def _as_hold(attempt: OpenedAttempt, draws: Sequence[Draw]) -> Hold:
+    return Hold(
+        id=attempt.id,
+        payer_id=attempt.payer_id,
+        amount=Money(attempt.held, Currency(attempt.currency)),
+        source=attempt.source,
+        placed_at=read_timestamp(attempt.placed_at),
+        opened=bytes(attempt.opened).decode(),
+        draws=draws,
+    )
 
 
 @contextmanager

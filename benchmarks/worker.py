@@ -362,7 +362,7 @@ def _event(bench: Bench, number: int, *, of: int, source: str) -> tuple[EventDra
         opened="{}",
         draws=(Draw(bench.grant.id, HELD),),
     )
-    return EventDraft(hold_id, ended_at, record), hold
+    return EventDraft(hold_id, record), hold
 
 
 @contextmanager

@@ -2,14 +2,20 @@
 
 from datetime import UTC, datetime
 
+import msgspec
+
+# It writes RFC 3339, several times faster than isoformat.
+_encoder = msgspec.json.Encoder()
+
 
 def write_timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds: one spelling, so equal moments have equal bytes."""
     assert moment.tzinfo is not None, f"a naive datetime has no place here: {moment!r}"
     if moment.tzinfo is not UTC:
         moment = moment.astimezone(UTC)
-    # Without its offset, which is written as Z.
-    return f"{moment.isoformat(timespec='microseconds')[:26]}Z"
+    text = _encoder.encode(moment)[1:-1].decode()
+    # A whole second it writes without its microseconds.
+    return text if moment.microsecond else f"{text[:-1]}.000000Z"
 
 
 def read_timestamp(text: str) -> datetime:

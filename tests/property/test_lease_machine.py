@@ -46,7 +46,7 @@ class MemoryOutbox:
     source: str
 
     def append(self, hold: Hold) -> PendingEvent:
-        return PendingEvent(EventDraft(hold.id, hold.placed_at, cast("Any", None)))
+        return PendingEvent(EventDraft(hold.id, cast("Any", None)))
 
     async def durable(self, _event: PendingEvent) -> None:
         await asyncio.sleep(0)

@@ -58,7 +58,7 @@ def a_record(**changes: object) -> UsageRecord:
 
 
 def a_draft(**changes: object) -> EventDraft:
-    return EventDraft(new_id(), NOW, a_record(**changes))
+    return EventDraft(new_id(), a_record(**changes))
 
 
 def test_events_form_a_chain_without_a_gap(tmp_path: Path) -> None:
@@ -122,12 +122,12 @@ def test_an_event_that_waits_can_be_amended_and_one_that_is_written_cannot(tmp_p
     waiting = outbox.append(big)
     wait_until(lambda: refuses(outbox))
 
-    small = EventDraft(big.id, NOW, a_record(end_cause="event_log_failed"))
+    small = EventDraft(big.id, a_record(end_cause="event_log_failed"))
     amended = outbox.amend(waiting, small)
 
     assert amended
     waiting.done.result(timeout=10)
-    assert not outbox.amend(written, EventDraft(written.draft.id, NOW, a_record(amount="1")))
+    assert not outbox.amend(written, EventDraft(written.draft.id, a_record(amount="1")))
     outbox.close()
     last = OutboxReader(tmp_path / "a.outbox").read_after(1, limit=1)[0]
     assert decode_event(last.body).data.end_cause == "event_log_failed"
@@ -147,9 +147,7 @@ def test_an_event_is_on_the_disk_as_the_last_amendment_that_was_taken_says(
     monkeypatch.setattr(Commit, "finish", give_way_and_finish)
     for _ in range(20):
         pending, count = outbox.append(a_draft(amount="0")), 0
-        while outbox.amend(
-            pending, EventDraft(pending.draft.id, NOW, a_record(amount=str(count + 1)))
-        ):
+        while outbox.amend(pending, EventDraft(pending.draft.id, a_record(amount=str(count + 1)))):
             count += 1
         taken.append(count)
         pending.done.result(timeout=10)
@@ -163,7 +161,7 @@ def test_an_event_reads_back_to_what_it_was() -> None:
     record = a_record(
         upstream_usage=msgspec.Raw(b'{"prompt_tokens":3}'), meters={"input.text": "3"}
     )
-    draft = EventDraft(new_id(), NOW, record)
+    draft = EventDraft(new_id(), record)
 
     body = encode_event(envelope(draft, source="urn:a", sequence=1, previous_hash="0" * 64))
 

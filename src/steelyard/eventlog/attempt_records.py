@@ -2,13 +2,11 @@
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from datetime import datetime
 
 import msgspec
 
 from steelyard.eventlog.group_commit import Commit
 from steelyard.metering.usage_event import UsageEvent, UsageRecord
-from steelyard.timestamp import write_timestamp
 
 
 class OpenedAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,7 +34,6 @@ class EventDraft:
     """An event before the outbox has given it its place in the source's chain."""
 
     id: str
-    at: datetime
     record: UsageRecord
 
 
@@ -75,7 +72,7 @@ def envelope(draft: EventDraft, *, source: str, sequence: int, previous_hash: st
         previoushash=previous_hash,
         subject=draft.record.payer_id,
         partitionkey=draft.record.organisation_id,
-        time=write_timestamp(draft.at),
+        time=draft.record.ended_at,
         data=draft.record,
     )
 

@@ -9,12 +9,12 @@ from steelyard.eventlog.attempt_records import EventDraft
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
-from steelyard.gateway.event_draft import close_record
+from steelyard.gateway.event_draft import close_record, held_by
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.prices import PinnedPrices
 from steelyard.gateway.workloads.answer import PricedUsage
 from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.usage import CACHE_HIT, CALL, INPUT_TEXT, NO_USAGE, Usage
+from steelyard.metering.usage import CACHE_HIT, CALL, NO_USAGE, Usage
 from steelyard.metering.usage_event import EndCause
 from steelyard.money import Money
 from steelyard.pricing.rating import Charge, rate_usage
@@ -74,9 +74,8 @@ def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
     """
     # What came from the cache was answered before: it has its own price alone.
     is_answered = bool(usage.counts) and CACHE_HIT not in usage.counts
-    bearer_of = pinned.prices.bearer_of
-    usage = usage.folded({meter for meter in (*usage.counts, INPUT_TEXT) if bearer_of(meter)})
-    if is_answered and bearer_of(CALL):
+    usage = usage.folded(pinned.prices)
+    if is_answered and CALL in pinned.prices:
         usage = usage.with_one(CALL)
     return usage, rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
 
@@ -99,7 +98,7 @@ def _rate(
     saved = charge_for(kept, admitted.pinned)[1].total if kept is not None else None
     record = close_record(
         admitted.opened,
-        admitted.hold,
+        held_by(admitted.hold),
         meter=meter,
         usage=usage,
         amount=charge.total,
@@ -110,4 +109,4 @@ def _rate(
         saved=saved,
     )
     closed = Closed(admitted.hold.id, usage, charge, end_cause, kept, saved)
-    return closed, EventDraft(admitted.hold.id, at, record)
+    return closed, EventDraft(admitted.hold.id, record)

@@ -1,7 +1,7 @@
 """Makes the usage event of an attempt out of what was opened and how it ended."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -18,9 +18,21 @@ from steelyard.metering.usage_event import (
     write_meters,
 )
 from steelyard.money import Currency, Money, write_decimal
-from steelyard.timestamp import read_timestamp, write_timestamp
+from steelyard.timestamp import write_timestamp
 
 _opened_decoder = msgspec.json.Decoder(OpenedRecord)
+
+
+class Held(NamedTuple):
+    """What an event tells of its hold, whose id is also the event's."""
+
+    id: str
+    picos: int
+    lease_id: str | None
+
+
+def held_by(hold: Hold) -> Held:
+    return Held(hold.id, hold.amount.picos, hold.lease_id)
 
 
 def opened_attempt(hold: Hold, *, bound_input: int, bound_output: int) -> OpenedAttempt:
@@ -39,26 +51,13 @@ def opened_attempt(hold: Hold, *, bound_input: int, bound_output: int) -> Opened
     )
 
 
-def hold_of_attempt(attempt: OpenedAttempt) -> Hold:
-    """The hold of an attempt, as far as its event tells of it."""
-    return Hold(
-        id=attempt.id,
-        payer_id=attempt.payer_id,
-        amount=Money(attempt.held, Currency(attempt.currency)),
-        source=attempt.source,
-        placed_at=read_timestamp(attempt.placed_at),
-        opened=bytes(attempt.opened).decode(),
-        lease_id=attempt.lease_id,
-    )
-
-
-def read_opened(hold: Hold) -> OpenedRecord:
-    """What was known of the hold's attempt when it was admitted."""
-    return _opened_decoder.decode(hold.opened)
+def read_opened(opened: str | msgspec.Raw) -> OpenedRecord:
+    """What was known of an attempt when it was admitted."""
+    return _opened_decoder.decode(opened)
 
 
 def unserved_draft(
-    hold: Hold,
+    held: Held,
     opened: OpenedRecord,
     *,
     end_cause: Literal["gateway_stopped", "gateway_crashed"],
@@ -67,21 +66,21 @@ def unserved_draft(
     """The event of an attempt that was held for and then never answered: nothing is charged."""
     record = close_record(
         opened,
-        hold,
+        held,
         meter=None,
         usage=NO_USAGE,
-        amount=Money(0, hold.amount.currency),
+        amount=Money(0, Currency(opened.currency)),
         end_cause=end_cause,
         count_source="none",
         output_digest=None,
         at=at,
     )
-    return EventDraft(hold.id, at, record)
+    return EventDraft(held.id, record)
 
 
 def close_record(
     opened: OpenedRecord,
-    hold: Hold,
+    held: Held,
     *,
     meter: AnswerMeter | None,
     usage: Usage,
@@ -96,8 +95,8 @@ def close_record(
     first_token_at = meter.first_token_at if meter else None
     return UsageRecord(
         **msgspec.structs.asdict(opened),
-        hold_id=hold.id,
-        held=write_decimal(hold.amount.picos),
+        hold_id=held.id,
+        held=write_decimal(held.picos),
         meters=write_meters(usage),
         upstream_usage=msgspec.Raw(meter.raw_usage)
         if meter and meter.raw_usage
@@ -108,6 +107,6 @@ def close_record(
         ended_at=write_timestamp(at),
         amount=write_decimal(amount.picos),
         output_digest=output_digest,
-        lease_id=hold.lease_id,
+        lease_id=held.lease_id,
         saved=write_decimal(saved.picos) if saved is not None else None,
     )

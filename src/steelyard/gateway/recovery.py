@@ -7,7 +7,7 @@ many there are, only a few parts of them are in memory at once.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
 from typing import NamedTuple
@@ -23,11 +23,17 @@ from steelyard.billing.settlement_matrix import charged_usage
 from steelyard.clock import Clock
 from steelyard.collection import collection_paused
 from steelyard.errors import SteelyardError
-from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
+from steelyard.eventlog.attempt_records import EventDraft, OpenedAttempt, PendingEvent
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.closing import charge_for
-from steelyard.gateway.event_draft import close_record, hold_of_attempt, read_opened, unserved_draft
+from steelyard.gateway.event_draft import (
+    Held,
+    close_record,
+    opened_attempt,
+    read_opened,
+    unserved_draft,
+)
 from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.upstreams.base import (
@@ -36,12 +42,10 @@ from steelyard.gateway.upstreams.base import (
     UpstreamFailed,
     UpstreamUnavailable,
 )
-from steelyard.ledger.hold import Hold
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import NO_USAGE
 from steelyard.metering.usage_event import OpenedRecord
-from steelyard.money import Money
 from steelyard.timestamp import read_timestamp
 
 log = structlog.get_logger()
@@ -58,14 +62,14 @@ class LeftOpen:
     and leases with their last event in the outbox."""
 
     count: int
-    holds: Iterator[Hold]
+    attempts: Iterator[OpenedAttempt]
     leases: Mapping[str, str | None]
 
 
 class _Attempt(NamedTuple):
     """An attempt that was left open."""
 
-    hold: Hold
+    held: Held
     opened: OpenedRecord
 
 
@@ -100,24 +104,28 @@ class Recovery:
         # An attempt whose event is in the outbox was closed: the worker settles it, or has put it
         # into quarantine.
         others -= outbox.events_among(others)
-        only_in_books = self._read_holds(sorted(others))
-        left_open = (_as_grown(hold_of_attempt(one), placed) for one in outbox.left_open())
+        only_in_books = self._read_attempts(sorted(others))
+        left_open = (_as_grown(one, placed) for one in outbox.left_open())
         count = outbox.figures().open_attempts + len(only_in_books)
         return LeftOpen(count, chain(left_open, only_in_books), self.leases.find())
 
-    def _read_holds(self, ids: Sequence[str]) -> list[Hold]:
+    def _read_attempts(self, ids: Sequence[str]) -> list[OpenedAttempt]:
         if not ids:
             return []
         with self.books.write() as unit:
             found = unit.read_holds(ids)
-        return [found[hold_id] for hold_id in ids if hold_id in found]
+        return [
+            opened_attempt(found[hold_id], bound_input=0, bound_output=0)
+            for hold_id in ids
+            if hold_id in found
+        ]
 
     async def resolve(self, left: LeftOpen) -> None:
         """Write the events; while the disk fails they wait as every event does."""
         last_events: dict[str, str] = {}
         count: int | None = None
         try:
-            count = await self._close_all(left.holds, last_events)
+            count = await self._close_all(left.attempts, last_events)
         except* EventLogUnavailable as failures:
             log.error("holds.not_resolved", reason=str(failures.exceptions[0]))
         if count is None:
@@ -126,19 +134,17 @@ class Recovery:
             log.warning("holds.resolved_after_crash", count=count)
         await self.leases.end(left.leases, written=last_events)
 
-    async def _close_all(self, holds: Iterator[Hold], last_events: dict[str, str]) -> int:
+    async def _close_all(self, left: Iterator[OpenedAttempt], last_events: dict[str, str]) -> int:
         """One part is written while the upstreams are asked about the next; returns how many."""
         count = 0
         send, receive = anyio.create_memory_object_stream[_Part](PARTS_READ_AHEAD)
         async with anyio.create_task_group() as tasks, receive:
-            tasks.start_soon(self._ask_about, holds, send)
+            tasks.start_soon(self._ask_about, left, send)
             before: Sequence[PendingEvent] = ()
             async for part in receive:
                 pending = await anyio.to_thread.run_sync(self._write, part)
                 last_events.update(
-                    (attempt.hold.lease_id, attempt.hold.id)
-                    for attempt in part.attempts
-                    if attempt.hold.lease_id
+                    (held.lease_id, held.id) for held, _ in part.attempts if held.lease_id
                 )
                 await anyio.to_thread.run_sync(_wait_for, before, abandon_on_cancel=True)
                 before = pending
@@ -146,10 +152,12 @@ class Recovery:
             await anyio.to_thread.run_sync(_wait_for, before, abandon_on_cancel=True)
         return count
 
-    async def _ask_about(self, holds: Iterator[Hold], send: MemoryObjectSendStream[_Part]) -> None:
+    async def _ask_about(
+        self, left: Iterator[OpenedAttempt], send: MemoryObjectSendStream[_Part]
+    ) -> None:
         gives_up_at: dict[str, float] = {}
         async with send:
-            while attempts := await anyio.to_thread.run_sync(_read_some, holds):
+            while attempts := await anyio.to_thread.run_sync(_read_some, left):
                 logged: dict[str, LoggedAttempt] = {}
                 for upstream_name, ids in _by_upstream(attempts).items():
                     gives_up_at.setdefault(upstream_name, anyio.current_time() + self.patience_s)
@@ -183,26 +191,26 @@ class Recovery:
     def _write(self, part: _Part) -> Sequence[PendingEvent]:
         at, logged = self.clock.now(), part.logged
         with collection_paused():
-            drafts = [self._draft(one, logged.get(one.hold.id), at=at) for one in part.attempts]
+            drafts = [self._draft(one, logged.get(one.held.id), at=at) for one in part.attempts]
             return [self.outbox.append(draft) for draft in drafts]
 
     def _draft(
         self, attempt: _Attempt, logged: LoggedAttempt | None, *, at: datetime
     ) -> EventDraft:
         """The event of an attempt that its gateway could not close."""
-        hold = attempt.hold
+        held = attempt.held
         if logged is None:
-            return unserved_draft(hold, attempt.opened, end_cause=CAUSE, at=at)
+            return unserved_draft(held, attempt.opened, end_cause=CAUSE, at=at)
         try:
             return self._logged_draft(attempt, logged, at=at)
         except (SteelyardError, msgspec.ValidationError) as error:
-            log.error("upstream_log.unusable", event_id=hold.id, reason=str(error))
-            return unserved_draft(hold, attempt.opened, end_cause=CAUSE, at=at)
+            log.error("upstream_log.unusable", event_id=held.id, reason=str(error))
+            return unserved_draft(held, attempt.opened, end_cause=CAUSE, at=at)
 
     def _logged_draft(
         self, attempt: _Attempt, logged: LoggedAttempt, *, at: datetime
     ) -> EventDraft:
-        hold, opened = attempt.hold, attempt.opened
+        held, opened = attempt
         produced = read_upstream_usage(logged.usage) or NO_USAGE
         # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
         delivered = produced if opened.is_streamed and produced.has_output else NO_USAGE
@@ -216,12 +224,12 @@ class Recovery:
         )
         charged = charged_usage(CAUSE, meter, policy=opened.disconnect_policy)
         usage, charge = charge_for(charged, pinned)
-        if hold.lease_id is not None and charge.total.picos > hold.amount.picos:
+        if held.lease_id is not None and charge.total.picos > held.picos:
             # It has grown since it was opened; its lease has what it grew by.
-            hold = replace(hold, amount=charge.total)
+            held = held._replace(picos=charge.total.picos)
         record = close_record(
             opened,
-            hold,
+            held,
             meter=meter,
             usage=usage,
             amount=charge.total,
@@ -230,13 +238,15 @@ class Recovery:
             output_digest=None,
             at=at,
         )
-        return EventDraft(hold.id, at, record)
+        return EventDraft(held.id, record)
 
 
-def _as_grown(hold: Hold, placed: Mapping[str, int]) -> Hold:
-    """A hold that was opened small and has grown in the books since."""
-    picos = placed.get(hold.id, hold.amount.picos)
-    return replace(hold, amount=Money(picos, hold.amount.currency))
+def _as_grown(attempt: OpenedAttempt, placed: Mapping[str, int]) -> OpenedAttempt:
+    """An attempt whose hold was opened small and has grown in the books since."""
+    picos = placed.get(attempt.id)
+    if picos is None:
+        return attempt
+    return msgspec.structs.replace(attempt, held=picos)
 
 
 def _wait_for(pending: Sequence[PendingEvent]) -> None:
@@ -244,14 +254,17 @@ def _wait_for(pending: Sequence[PendingEvent]) -> None:
         event.done.result()
 
 
-def _read_some(holds: Iterator[Hold]) -> list[_Attempt]:
+def _read_some(left: Iterator[OpenedAttempt]) -> list[_Attempt]:
     with collection_paused():
-        return [_Attempt(hold, read_opened(hold)) for hold in islice(holds, ATTEMPTS_AT_ONCE)]
+        return [
+            _Attempt(Held(one.id, one.held, one.lease_id), read_opened(one.opened))
+            for one in islice(left, ATTEMPTS_AT_ONCE)
+        ]
 
 
 def _by_upstream(attempts: Sequence[_Attempt]) -> Mapping[str, list[str]]:
     """The ids that each upstream can be asked about at once."""
     grouped: dict[str, list[str]] = defaultdict(list)
     for attempt in attempts:
-        grouped[attempt.opened.upstream].append(attempt.hold.id)
+        grouped[attempt.opened.upstream].append(attempt.held.id)
     return grouped

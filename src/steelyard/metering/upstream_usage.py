@@ -71,6 +71,9 @@ class EngineShare(msgspec.Struct):
     device: Literal["gpu", "cpu"]
 
 
+_NOTHING: Final = msgspec.Raw(b"null")
+
+
 class OpenAIUsage(msgspec.Struct):
     """The usage block of OpenAI-compatible servers; counts in tokens."""
 
@@ -83,7 +86,7 @@ class OpenAIUsage(msgspec.Struct):
     # Of work that is counted in items: texts that were classified.
     items: int | None = None
     # Other servers may mean something else by this name.
-    engine: msgspec.Raw = msgspec.Raw(b"null")
+    engine: msgspec.Raw = _NOTHING
 
 
 class ResponsesUsage(msgspec.Struct):
@@ -245,6 +248,8 @@ def translate_transcript_usage(block: TranscriptUsage) -> Usage:
 
 def _engine_time(raw: msgspec.Raw) -> Mapping[str, int]:
     """The engine time by its meter; nothing where the block is not our engine's."""
+    if raw is _NOTHING:
+        return _NO_TIME
     try:
         share = _engine_decoder.decode(raw)
     except msgspec.ValidationError:

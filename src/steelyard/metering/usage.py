@@ -102,6 +102,7 @@ UNITS_OF_CHOICE: Final = frozenset(
 # What the work took of the machine: reported, and charged only where the price book names it.
 ENGINE_TIME: Final = frozenset((ENGINE_GPU_MICROSECONDS, ENGINE_CPU_MICROSECONDS))
 
+_OUTPUT_METERS: Final = frozenset(meter for meter in METERS if meter.startswith("output."))
 _INPUT_TOKENS: Final = frozenset(INPUT_TOKENS)
 _OUTPUT_TOKENS: Final = frozenset(OUTPUT_TOKENS)
 # What a budget of tokens counts.
@@ -161,7 +162,7 @@ class Usage:
     @property
     def has_output(self) -> bool:
         """Whether anything was produced, whatever it is counted in."""
-        return any(meter.startswith("output.") for meter in self.counts)
+        return not _OUTPUT_METERS.isdisjoint(self.counts)
 
     @property
     def input_tokens(self) -> int:

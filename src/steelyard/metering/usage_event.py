@@ -117,7 +117,8 @@ def hash_event(body: bytes) -> str:
 
 
 def write_meters(usage: Usage) -> dict[str, str]:
-    return {meter: str(count) for meter, count in sorted(usage.counts.items())}
+    counts = usage.counts
+    return {meter: str(counts[meter]) for meter in sorted(counts)}
 
 
 def read_meters(meters: dict[str, str]) -> Usage:

@@ -47,6 +47,10 @@ class ModelPrices:
     adjusted_percent: str | None = None
     # What the same work costs as a line of a batch, where that has prices of its own.
     batch: "ModelPrices | None" = None
+    # What `bearer_of` has said before.
+    _bearers: dict[str, str | None] = field(
+        default_factory=dict[str, str | None], init=False, compare=False, repr=False
+    )
 
     def chosen(self, *, is_batch: bool) -> "ModelPrices":
         """The prices of a request, or of a line of a batch."""
@@ -58,11 +62,20 @@ class ModelPrices:
             return self
         return replace(self, meters={name: p.at(moment) for name, p in self.meters.items()})
 
+    def __contains__(self, meter: str) -> bool:
+        """Whether something bears a meter."""
+        return self.bearer_of(meter) is not None
+
     def bearer_of(self, meter: str) -> str | None:
         """The name in prices or formulas that bears a meter: its own, or else that of the meter it
         is a part of. A cached token without a price costs as much as any other token."""
-        if meter in self.meters:
-            return meter
+        try:
+            return self._bearers[meter]
+        except KeyError:
+            bearer = self._bearers[meter] = self._find_bearer(meter)
+            return bearer
+
+    def _find_bearer(self, meter: str) -> str | None:
         while not self._names(meter):
             if "." not in meter:
                 return None

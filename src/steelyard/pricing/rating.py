@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+
+import msgspec
 
 from steelyard.metering.usage import ITEM, Usage
 from steelyard.money import Currency, Money
@@ -12,8 +13,7 @@ from steelyard.pricing.price_book import ModelPrices, PriceNotFound
 MINIMUM = "minimum"
 
 
-@dataclass(frozen=True, slots=True)
-class ChargeLine:
+class ChargeLine(msgspec.Struct, frozen=True):
     """One meter's part of a charge."""
 
     meter: str
@@ -27,22 +27,17 @@ class ChargeLine:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What a usage costs, line by line."""
+    """What a usage costs, line by line; the total is the sum of the lines."""
 
     lines: Sequence[ChargeLine]
-    currency: Currency
-
-    @property
-    def total(self) -> Money:
-        return Money(sum(line.picos for line in self.lines), self.currency)
+    total: Money
 
 
 def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Charge:
     """Price every meter that was used, by the prices of a moment; an unpriced meter refuses, it is
     never free."""
     if not usage.counts:
-        return Charge((), currency)
-    sizes = _Sizes(usage.input_tokens, usage.count(ITEM))
+        return Charge((), Money(0, currency))
     lines: list[ChargeLine] = []
     borne: dict[str, int] = {}
     for meter, count in sorted(usage.counts.items()):
@@ -51,25 +46,21 @@ def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Char
             raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {meter!r}")
         borne[bearer] = borne.get(bearer, 0) + count
         if bearer in prices.meters:
-            lines.append(_line(meter, count, bearer, sizes=sizes, prices=prices))
+            lines.append(_line(meter, count, bearer, usage=usage, prices=prices))
     for meter, formula in sorted(prices.equivalent_tokens.items()):
         count = formula.evaluate(borne)
         if count:
-            lines.append(_line(meter, count, meter, sizes=sizes, prices=prices))
-    gap = (prices.minimum or 0) - sum(line.picos for line in lines)
-    if gap > 0:
-        lines.append(ChargeLine(MINIMUM, 1, gap))
-    return Charge(tuple(lines), currency)
+            lines.append(_line(meter, count, meter, usage=usage, prices=prices))
+    picos = sum([line.count * line.picos_per_unit for line in lines])
+    if prices.minimum is not None and picos < prices.minimum:
+        lines.append(ChargeLine(MINIMUM, 1, prices.minimum - picos))
+        picos = prices.minimum
+    return Charge(tuple(lines), Money(picos, currency))
 
 
-class _Sizes(NamedTuple):
-    """What tiers of prices are told apart by."""
-
-    input_tokens: int
-    items: int
-
-
-def _line(meter: str, count: int, bearer: str, *, sizes: _Sizes, prices: ModelPrices) -> ChargeLine:
+def _line(meter: str, count: int, bearer: str, *, usage: Usage, prices: ModelPrices) -> ChargeLine:
     price = prices.meters[bearer]
-    size = sizes.items if bearer == ITEM else sizes.input_tokens
+    if not price.tiers:
+        return ChargeLine(meter, count, price.picos_per_unit(size=0))
+    size = usage.count(ITEM) if bearer == ITEM else usage.input_tokens
     return ChargeLine(meter, count, price.picos_per_unit(size=size))
