@@ -51,7 +51,7 @@ def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Char
         count = formula.evaluate(borne)
         if count:
             lines.append(_line(meter, count, meter, usage=usage, prices=prices))
-    picos = sum([line.count * line.picos_per_unit for line in lines])
+    picos = sum(line.count * line.picos_per_unit for line in lines)
     if prices.minimum is not None and picos < prices.minimum:
         lines.append(ChargeLine(MINIMUM, 1, prices.minimum - picos))
         picos = prices.minimum
