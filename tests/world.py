@@ -37,6 +37,7 @@ from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.recovery import Recovery
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 from steelyard.gateway.request_metrics import RequestMetrics
+from steelyard.gateway.run_lease import RunLease
 from steelyard.gateway.serve import serve
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
@@ -346,6 +347,14 @@ class World:
         surface = SERVED[path]
         assert isinstance(surface, Surface), f"{path} takes a form"
         return self.ask_parsed(key, lambda: surface.parse(json.dumps(body).encode()))
+
+    def ask_parsed_in(self, run: RunLease) -> Answered:
+        """Ask as part of a run, whose money is set aside as a whole."""
+        body = {"model": "scripted", "max_tokens": 20}
+        body |= {"messages": [{"role": "user", "content": "what do I owe?"}]}
+        return self.ask_parsed(
+            "acme", lambda: replace(parse_chat(json.dumps(body).encode()), run_lease=run)
+        )
 
     def ask_parsed(self, key: str, parse: Callable[[], Asked], **client: Any) -> Answered:
         """Ask for anything; `client` says when the client leaves."""

@@ -1,7 +1,8 @@
-"""Gateways that hold from leases: whatever they do and whenever they die, no money is spent twice,
-no budget is passed, and in the end nothing is held."""
+"""Gateways that hold from leases, and for runs as a whole: whatever they do and whenever they die,
+no money is spent twice, no budget is passed, and in the end nothing is held."""
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,7 +22,9 @@ from hypothesis.stateful import (
 )
 
 from steelyard.access.tenant import Organisation
+from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.grant_expiry import expire_grants
+from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.billing.lease_sizing import LeaseSize
 from steelyard.errors import Refusal
@@ -29,6 +32,7 @@ from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.lease_keeper import LeaseKeeper
 from steelyard.gateway.lease_wallet import LeaseWallet
+from steelyard.gateway.run_lease import RunLease
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold
 from tests.fund_world import USD, FundWorld, Used
@@ -62,6 +66,8 @@ class Gateway:
     log: deque[Used] = field(default_factory=deque[Used])
     # The last event of each lease that is in the log, settled or not.
     last_events: dict[str, str] = field(default_factory=dict[str, str])
+    # By key.
+    runs: dict[str, RunLease] = field(default_factory=dict[str, RunLease])
 
     def __post_init__(self) -> None:
         self.start()
@@ -73,6 +79,11 @@ class Gateway:
         self.keeper = LeaseKeeper(
             self.wallet, self.desk, cast("Outbox", self.outbox), self.funds.clock
         )
+
+    def run_of(self, key: str) -> RunLease:
+        if key not in self.runs:
+            self.runs[key] = RunLease(new_id(), self.keeper)
+        return self.runs[key]
 
     def finish(self, hold: Hold, *, picos: int, tokens: int) -> None:
         event = self.outbox.append(hold)
@@ -87,6 +98,7 @@ class Gateway:
         by the next life, which then ends the leases of this one."""
         left = self.desk.left_by(source_prefix=f"gateway:{self.number}:")
         self.start()
+        self.runs.clear()
         for hold, _ in self.running.values():
             if hold.lease_id is None or hold.id in recorded:
                 self.finish(hold, picos=0, tokens=0)
@@ -135,6 +147,40 @@ class LeaseMachine(RuleBasedStateMachine):
             except Refusal:
                 return
         asked.running[granted.id] = granted, tokens
+
+    @rule(gateway=GATEWAYS, key=KEYS, picos=st.integers(0, 400), tokens=st.integers(1, 20))
+    def ask_in_a_run(self, gateway: int, key: str, picos: int, tokens: int) -> None:
+        asked = self.gateways[gateway]
+        scope = self.funds.scope(tokens=tokens, key_id=f"{self.funds.acme.id}-{key}")
+        granted = None
+        with contextlib.suppress(HoldDeclined, BudgetExceeded):
+            granted = anyio.run(asked.run_of(key).grant, self.funds.hold(picos), scope)
+        if granted is not None:
+            asked.running[granted.id] = granted, tokens
+
+    @rule(gateway=GATEWAYS, key=KEYS, picos=st.integers(0, 400), tokens=st.integers(1, 20))
+    def ask_side_by_side(self, gateway: int, key: str, picos: int, tokens: int) -> None:
+        """Stages that run at the same time grow what is set aside together."""
+        asked = self.gateways[gateway]
+        scope = self.funds.scope(tokens=tokens, key_id=f"{self.funds.acme.id}-{key}")
+        run = asked.run_of(key)
+
+        async def ask() -> None:
+            with contextlib.suppress(Refusal):
+                granted = await run.grant(self.funds.hold(picos), scope)
+                asked.running[granted.id] = granted, tokens
+
+        async def ask_all() -> None:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(ask)
+
+        anyio.run(ask_all)
+
+    @rule(gateway=GATEWAYS, key=KEYS)
+    def end_run(self, gateway: int, key: str) -> None:
+        self.gateways[gateway].run_of(key).end()
+        del self.gateways[gateway].runs[key]
 
     @rule(gateway=GATEWAYS, key=KEYS, times=st.integers(2, 12), picos=st.integers(0, 40))
     def ask_often(self, gateway: int, key: str, times: int, picos: int) -> None:

@@ -22,7 +22,7 @@ class BudgetExceeded(Refusal):
 
     def __init__(self, message: str, *, unit: BudgetUnit, left: int) -> None:
         super().__init__(message)
-        self.unit = unit
+        self.unit: BudgetUnit = unit
         self.left = left
 
 

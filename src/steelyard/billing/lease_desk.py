@@ -7,16 +7,26 @@ may be of is in `lease_sizing.py`; how its events spend it is in `lease_settleme
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Final
 
-from steelyard.billing.budgets import BudgetReservations, BudgetUse, settle_budget_draws
+from steelyard.billing.budgets import (
+    BudgetReservations,
+    BudgetUse,
+    grown_draws,
+    settle_budget_draws,
+)
 from steelyard.billing.fund_books import FundBooks, FundUnit
+from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.billing.lease_sizing import LeaseSize, size_lease
 from steelyard.ids import new_id
 from steelyard.ledger.grant import GrantBalance, draw
 from steelyard.ledger.hold import CREDIT_LINE, Draw, Hold, HoldScope
 from steelyard.ledger.lease import Lease
-from steelyard.ledger.transaction import Command, lease_funds, return_lease
+from steelyard.ledger.transaction import Command, grow_lease, lease_funds, return_lease
 from steelyard.money import Currency, Money
+
+# A run that takes longer reserves anew, and sees budgets that were set meanwhile.
+RESERVED_FOR: Final = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,9 @@ class LeaseDesk:
     def take(self, wanted: LeaseWanted) -> Lease | None:
         """A lease, as large as wanted or smaller; None where funds or budgets are thin."""
         with self._books.write() as unit:
-            return self._take(unit, wanted)
+            taking = _Taking(unit, wanted, lease_id=new_id())
+            size = taking.share()
+            return taking.take(size, ttl=self._ttl) if size is not None else None
 
     def give_back(self, lease_id: str, size: LeaseSize, *, at: datetime) -> None:
         """Drain a lease, and return what its gateway has free of it and grants no more."""
@@ -94,57 +106,84 @@ class LeaseDesk:
         with self._books.write() as unit:
             return unit.leases_of(source_prefix=source_prefix)
 
-    def _take(self, unit: FundUnit, wanted: LeaseWanted) -> Lease | None:
-        payer_id, currency, at = wanted.payer_id, wanted.currency, wanted.at
-        grants, credit = unit.lock_funds([payer_id], currency=currency)[payer_id]
-        probe = Hold(new_id(), payer_id, Money(0, currency), wanted.source, at, "{}")
-        budgets = BudgetReservations(unit, placed=[(probe, wanted.scope)], grown=[])
-        budget_picos, budget_tokens = budgets.room_for(probe, wanted.scope)
-        size = size_lease(
-            wanted.size,
-            hold=wanted.hold,
-            available=_available(grants, credit, at=at),
+    def take_for_run(self, wanted: LeaseWanted, *, lease_id: str, run_id: str) -> Lease:
+        """A lease of all that is wanted, for a run: nobody calls it back, and only its source ends it.
+
+        Raises HoldDeclined or BudgetExceeded, with nothing taken.
+        """
+        with self._books.write() as unit:
+            taking = _Taking(unit, wanted, lease_id=lease_id)
+            return taking.take(wanted.size, ttl=RESERVED_FOR, run_id=run_id)
+
+    def grow(self, lease_id: str, more: LeaseSize, *, at: datetime) -> bool:
+        """Add to a lease of a run; False where it is not open any more.
+
+        Raises HoldDeclined or BudgetExceeded, with nothing taken.
+        """
+        with self._books.write() as unit:
+            lease = unit.lock_leases([lease_id]).get(lease_id)
+            if lease is None or lease.status != "open":
+                return False
+            _grow(unit, lease, more, at=at)
+            return True
+
+
+class _Taking:
+    """What a lease may be taken of; nobody else can take of it until the unit ends."""
+
+    def __init__(self, unit: FundUnit, wanted: LeaseWanted, *, lease_id: str) -> None:
+        self._unit = unit
+        self._wanted = wanted
+        funds = unit.lock_funds([wanted.payer_id], currency=wanted.currency)
+        self._grants, self._credit = funds[wanted.payer_id]
+        nothing = Money(0, wanted.currency)
+        self._probe = Hold(lease_id, wanted.payer_id, nothing, wanted.source, wanted.at, "{}")
+        self._budgets = BudgetReservations(unit, placed=[(self._probe, wanted.scope)], grown=[])
+
+    def share(self) -> LeaseSize | None:
+        """As much of what is wanted as leaves enough for others; None where that is too thin."""
+        budget_picos, budget_tokens = self._budgets.room_for(self._probe, self._wanted.scope)
+        return size_lease(
+            self._wanted.size,
+            hold=self._wanted.hold,
+            available=_available(self._grants, self._credit, at=self._wanted.at),
             budget_picos=budget_picos,
             budget_tokens=budget_tokens,
         )
-        if size is None:
-            return None
-        draws = draw(grants, picos=size.picos, credit_picos=max(0, credit), at=at)
-        assert draws is not None, "a share of what is available is available"
-        reserving = replace(probe, amount=Money(size.picos, currency))
+
+    def take(self, size: LeaseSize, *, ttl: timedelta, run_id: str | None = None) -> Lease:
+        """Raises HoldDeclined or BudgetExceeded, before anything is written."""
+        wanted, amount = self._wanted, Money(size.picos, self._wanted.currency)
         scope = replace(wanted.scope, tokens_max=size.tokens)
+        draws = _drawn(self._grants, self._credit, amount, at=wanted.at)
+        budget_draws = self._budgets.draws_for(replace(self._probe, amount=amount), scope)
         lease = Lease(
-            id=probe.id,
+            id=self._probe.id,
             organisation_id=scope.organisation_id,
-            payer_id=payer_id,
+            payer_id=wanted.payer_id,
             key_id=scope.key_id,
             source=wanted.source,
-            amount=Money(size.picos, currency),
-            granted_at=at,
-            expires_at=self._expiry(grants, draws, budgets.renews_at(probe, scope), at=at),
+            amount=amount,
+            granted_at=wanted.at,
+            expires_at=self._expiry(draws, wanted.at + ttl),
             draws=tuple(draws),
-            budget_draws=tuple(budgets.draws_for(reserving, scope)),
+            budget_draws=tuple(budget_draws),
+            run_id=run_id,
         )
-        unit.insert_lease(lease)
+        self._unit.insert_lease(lease)
         if draws:
-            unit.post([lease_funds(lease)])
-        budgets.reserve(lease.budget_draws)
-        budgets.save()
+            self._unit.post([lease_funds(lease)])
+        self._budgets.reserve(lease.budget_draws)
+        self._budgets.save()
         return lease
 
-    def _expiry(
-        self,
-        grants: Sequence[GrantBalance],
-        draws: Sequence[Draw],
-        renews_at: datetime | None,
-        *,
-        at: datetime,
-    ) -> datetime:
+    def _expiry(self, draws: Sequence[Draw], latest: datetime) -> datetime:
         """No hold is granted of money that has expired, or in the window of yesterday."""
         drawn = {taken.grant_id for taken in draws if taken.grant_id != CREDIT_LINE}
-        expiries = [balance.grant.expires_at for balance in grants if balance.grant.id in drawn]
-        ends = [at + self._ttl, *(end for end in (*expiries, renews_at) if end is not None)]
-        return min(ends)
+        grants = [balance.grant for balance in self._grants if balance.grant.id in drawn]
+        ends = [*(grant.expires_at for grant in grants)]
+        ends.append(self._budgets.renews_at(self._probe, self._wanted.scope))
+        return min([latest, *(end for end in ends if end is not None)])
 
 
 def return_rest(
@@ -165,6 +204,39 @@ def _is_done_with(unit: FundUnit, event_id: str) -> bool:
 def _available(grants: Sequence[GrantBalance], credit: int, *, at: datetime) -> int:
     live = sum(balance.picos for balance in grants if balance.grant.is_live(at=at))
     return live + max(0, credit)
+
+
+def _drawn(
+    grants: Sequence[GrantBalance], credit: int, amount: Money, *, at: datetime
+) -> list[Draw]:
+    """Where an amount comes from; raises HoldDeclined."""
+    draws = draw(grants, picos=amount.picos, credit_picos=max(0, credit), at=at)
+    if draws is None:
+        available = _available(grants, credit, at=at)
+        raise HoldDeclined(available=Money(available, amount.currency))
+    return draws
+
+
+def _grow(unit: FundUnit, lease: Lease, more: LeaseSize, *, at: datetime) -> None:
+    amount = Money(more.picos, lease.amount.currency)
+    grants, credit = unit.lock_funds([lease.payer_id], currency=amount.currency)[lease.payer_id]
+    draws = _drawn(grants, credit, amount, at=at)
+    unreserved = tuple(replace(draw, amount=0) for draw in lease.budget_draws)
+    growth = Hold(new_id(), lease.payer_id, amount, lease.source, at, "{}", budget_draws=unreserved)
+    budgets = BudgetReservations(unit, placed=[], grown=[growth])
+    added = budgets.draws_to_grow(growth, picos=more.picos, tokens=more.tokens, at=at)
+    grown = replace(
+        lease,
+        amount=lease.amount + amount,
+        draws=(*lease.draws, *draws),
+        budget_draws=tuple(grown_draws(lease.budget_draws, added)),
+    )
+    unit.keep_leases([grown])
+    if draws:
+        transaction_id = f"{lease.id}/leased/{growth.id}"
+        unit.post([grow_lease(lease, draws=draws, transaction_id=transaction_id, at=at)])
+    budgets.reserve(added)
+    budgets.save()
 
 
 def _give_back(unit: FundUnit, lease: Lease, size: LeaseSize, *, at: datetime) -> None:

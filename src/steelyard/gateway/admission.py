@@ -391,7 +391,9 @@ class Admission:
             key_id=opened.key_id,
             tokens_max=bound.first.tokens_max,
         )
-        return await self.holding.place(hold, scope, new_id=asked.new_attempt_id)
+        return await self.holding.place(
+            hold, scope, new_id=asked.new_attempt_id, run_lease=asked.run_lease
+        )
 
     def _growing(self, hold: Hold, bound: Bound, pinned: PinnedPrices) -> GrowingHold:
         return GrowingHold(

@@ -1,7 +1,7 @@
 """Holds for requests: from a lease in memory where there is one, else from the books."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -22,6 +22,7 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.event_draft import held_by, read_opened, unserved_draft
 from steelyard.gateway.lease_keeper import LeaseKeeper
 from steelyard.gateway.lease_wallet import LeaseWallet
+from steelyard.gateway.run_lease import RunLease
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.usage import Usage, tokens_within
@@ -56,21 +57,43 @@ class Holding:
         return cls(HoldDesk(books), desk, wallet, keeper, outbox, clock)
 
     async def place(
-        self, hold: Hold, scope: HoldScope, *, new_id: Callable[[], str] = new_id
+        self,
+        hold: Hold,
+        scope: HoldScope,
+        *,
+        new_id: Callable[[], str] = new_id,
+        run_lease: RunLease | None = None,
     ) -> Hold:
-        """The hold, granted; raises HoldDeclined or BudgetExceeded only when nothing is out on
-        lease that would cover it. Granted late, it has another id, the newest of `new_id`."""
-        granted = await self._grant(hold, scope, new_id)
+        """The hold, granted, out of what is set aside for its run where something is.
+
+        Raises HoldDeclined or BudgetExceeded only when nothing is out on lease that would cover it.
+        Granted late, it has another id, the newest of `new_id`.
+        """
+        if run_lease is not None:
+            granted = await self._grant(hold, scope, new_id, run_lease.grant)
+        elif (granted := self.wallet.grant(hold, scope)) is None:
+            self.keeper.wake()
+            granted = await self._grant(hold, scope, new_id, self._place_in_books)
         self.open_holds[granted.id] = granted
         return granted
 
-    async def _grant(self, hold: Hold, scope: HoldScope, new_id: Callable[[], str]) -> Hold:
-        granted = self.wallet.grant(hold, scope)
-        if granted is not None:
-            return granted
-        self.keeper.wake()
+    async def set_aside(self, hold: Hold, scope: HoldScope, *, run_lease: RunLease) -> None:
+        """Set what this hold is of aside for a run, before its first request; raises as `place`."""
+        await self._grant(hold, scope, new_id, run_lease.set_aside)
+
+    def lease_for(self, run_id: str) -> RunLease:
+        """What is to be set aside for a run as a whole; nothing yet."""
+        return RunLease(run_id, self.keeper)
+
+    async def _grant(
+        self,
+        hold: Hold,
+        scope: HoldScope,
+        new_id: Callable[[], str],
+        grant: Callable[[Hold, HoldScope], Awaitable[Hold]],
+    ) -> Hold:
         try:
-            return await self._place_in_books(hold, scope)
+            return await grant(hold, scope)
         except HoldDeclined:
             owner_id = hold.payer_id
         except BudgetExceeded:
@@ -78,7 +101,7 @@ class Holding:
         await self._recall(owner_id)
         # A hold that was declined stays declined under its id.
         again = replace(hold, id=new_id(), placed_at=self.clock.now())
-        return await self._place_in_books(again, scope)
+        return await grant(again, scope)
 
     async def grow(self, hold: Hold, *, amount: Money, tokens_max: int) -> Money | None:
         """Hold so much in all; what is held then. None where the hold's lease has too little;

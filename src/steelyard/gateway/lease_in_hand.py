@@ -53,6 +53,12 @@ class LeaseInHand:
         self._take(extra)
         return True
 
+    def add(self, more: LeaseSize) -> None:
+        """The books have added to the lease."""
+        self.free_picos += more.picos
+        if self.free_tokens is not None:
+            self.free_tokens += more.tokens
+
     def release(self, hold_id: str, used: LeaseSize, *, event: PendingEvent) -> None:
         """What the attempt did not use can be granted again.
 

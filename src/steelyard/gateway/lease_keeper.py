@@ -23,7 +23,8 @@ from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.lease_in_hand import LeaseInHand
 from steelyard.gateway.lease_pocket import LeasePocket
-from steelyard.gateway.lease_wallet import LeaseWallet
+from steelyard.gateway.lease_wallet import LeaseWallet, PocketName
+from steelyard.ids import new_id
 
 log = structlog.get_logger()
 
@@ -52,6 +53,8 @@ class LeaseKeeper:
     _wanted: asyncio.Event | None = None
     _asked_at: float = 0.0
     _working: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Leases of runs that the books may know of before we do.
+    _reserving: set[str] = field(default_factory=set[str])
 
     def wake(self) -> None:
         """A hold found no lease: look whether one should be taken."""
@@ -82,6 +85,34 @@ class LeaseKeeper:
                 await self._give_back_recalled()
             await self._retire_expired()
             await self._take_wanted()
+
+    async def reserve(
+        self, name: PocketName, pocket: LeasePocket, size: LeaseSize, *, run_id: str
+    ) -> None:
+        """Take a lease of exactly this size for a run; raises HoldDeclined or BudgetExceeded."""
+        lease_id = new_id()
+        wanted = self._wanted_by(pocket, size, at=self.clock.now())
+        self._reserving.add(lease_id)
+        try:
+            lease = await _in_thread(
+                lambda: self.desk.take_for_run(wanted, lease_id=lease_id, run_id=run_id)
+            )
+        except Failure:
+            self._may_have_strays = True
+            self.wake()
+            raise
+        finally:
+            self._reserving.discard(lease_id)
+        self.wallet.pockets[name] = pocket
+        self.wallet.put(pocket, lease)
+
+    async def grow(self, lease: LeaseInHand, more: LeaseSize) -> bool:
+        """Add to a lease of a run, or say that it is over; raises HoldDeclined or BudgetExceeded."""
+        at = self.clock.now()
+        is_grown = await _in_thread(lambda: self.desk.grow(lease.lease.id, more, at=at))
+        if is_grown:
+            lease.add(more)
+        return is_grown
 
     async def give_back(self, lease_ids: list[str]) -> None:
         """Return these leases now, as far as they are ours and free."""
@@ -166,15 +197,7 @@ class LeaseKeeper:
                 await self._take(pocket, at=at)
 
     async def _take(self, pocket: LeasePocket, *, at: datetime) -> None:
-        wanted = LeaseWanted(
-            payer_id=pocket.payer_id,
-            currency=pocket.currency,
-            scope=pocket.scope,
-            source=self.outbox.source,
-            hold=pocket.typical,
-            size=pocket.wanted(),
-            at=at,
-        )
+        wanted = self._wanted_by(pocket, pocket.wanted(), at=at)
         self._may_have_strays = True
         lease = await _in_thread(lambda: self.desk.take(wanted))
         self._may_have_strays = False
@@ -183,14 +206,31 @@ class LeaseKeeper:
         else:
             self.wallet.put(pocket, lease)
 
+    def _wanted_by(self, pocket: LeasePocket, size: LeaseSize, *, at: datetime) -> LeaseWanted:
+        return LeaseWanted(
+            payer_id=pocket.payer_id,
+            currency=pocket.currency,
+            scope=pocket.scope,
+            source=self.outbox.source,
+            hold=pocket.typical,
+            size=size,
+            at=at,
+        )
+
     async def _end_strays(self) -> None:
         """A lease of ours that is not in the wallet was granted while the books were going away."""
         source = self.outbox.source
-        for lease in await _in_thread(lambda: self.desk.left_by(source_prefix=source)):
-            if lease.status != "ended" and self.wallet.find(lease.id) is None:
-                log.info("lease.stray_ended", lease_id=lease.id)
-                await _in_thread(partial(self._end_stray, lease.id))
+        # A reservation that fails meanwhile may leave another.
         self._may_have_strays = False
+        try:
+            for lease in await _in_thread(lambda: self.desk.left_by(source_prefix=source)):
+                is_ours = lease.id in self._reserving or self.wallet.find(lease.id) is not None
+                if lease.status != "ended" and not is_ours:
+                    log.info("lease.stray_ended", lease_id=lease.id)
+                    await _in_thread(partial(self._end_stray, lease.id))
+        except Failure:
+            self._may_have_strays = True
+            raise
 
     def _end_stray(self, lease_id: str) -> None:
         self.desk.end(lease_id, last_event_id=None, at=self.clock.now())

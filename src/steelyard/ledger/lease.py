@@ -35,6 +35,8 @@ class Lease:
     budget_draws: Sequence[BudgetDraw] = ()
     status: LeaseStatus = "open"
     last_event_id: str | None = None
+    # The run that it is reserved for; nobody calls such a lease back.
+    run_id: str | None = None
 
     def __post_init__(self) -> None:
         drawn = sum(draw.picos for draw in self.draws)

@@ -166,6 +166,16 @@ def lease_funds(lease: Lease) -> Transaction:
     )
 
 
+def grow_lease(
+    lease: Lease, *, draws: Sequence[Draw], transaction_id: str, at: datetime
+) -> Transaction:
+    """Give more of a payer's money to a lease that a run holds out of."""
+    parts = _drawn(draws, lease.payer_id, lease.amount.currency)
+    whole = sum(draw.picos for draw in draws)
+    parts[LedgerAccount("leased", lease.payer_id, lease.amount.currency)] = whole
+    return Transaction(transaction_id, "lease_funds", lease.id, at, _postings(parts))
+
+
 def return_lease(
     lease: Lease, *, back: Sequence[Draw], at: datetime, command: Command | None = None
 ) -> Transaction | None:
@@ -174,7 +184,8 @@ def return_lease(
     parts[LedgerAccount("leased", lease.payer_id, lease.amount.currency)] = -sum(
         draw.picos for draw in back
     )
-    # What is left of a lease only falls, so that no two returns begin at the same amount.
+    # What is left of a lease that is returned from only falls, since nothing grows then, so that no
+    # two returns begin at the same amount.
     transaction_id = f"{lease.id}/returned/{lease.amount.picos}"
     return _transaction(transaction_id, "return_lease", lease.id, at, parts, command=command)
 

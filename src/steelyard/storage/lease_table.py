@@ -20,6 +20,7 @@ leases = Table(
     *(Column(name, Moment, nullable=False) for name in ("granted_at", "expires_at")),
     Column("status", String(16), nullable=False),
     Column("last_event_id", String(64)),
+    Column("run_id", String(64)),
     CheckConstraint("amount >= 0", name="not_negative"),
     CheckConstraint("expires_at > granted_at", name="expires_at"),
     CheckConstraint("status IN ('open', 'recalled', 'drained', 'ended')", name="status"),

@@ -22,7 +22,7 @@ from steelyard.timestamp import read_timestamp, write_timestamp
 
 _leases = schema.leases
 SELECT_LEASES: Final = """SELECT id, organisation_id, payer_id, key_id, source, currency, amount,
-    granted_at, expires_at, draws, budget_draws, status, last_event_id FROM leases"""
+    granted_at, expires_at, draws, budget_draws, status, last_event_id, run_id FROM leases"""
 _IN_ORDER: Final = 'ORDER BY id COLLATE "C" FOR UPDATE'
 _LOCK = SetStatement(f"{SELECT_LEASES} WHERE id IN :ids", locking=_IN_ORDER)
 _INSERT = PreparedStatement(insert(_leases))
@@ -40,16 +40,16 @@ _KEEP = PreparedStatement(
 _REMOVE = PreparedStatement(delete(_leases).where(_leases.c.id == bindparam("lease")))
 # Only the state changes, so that a recall waits for nobody but the lease itself.
 _RECALL = SetStatement(
-    """UPDATE leases SET status = 'recalled' WHERE status = 'open'
+    """UPDATE leases SET status = 'recalled' WHERE status = 'open' AND run_id IS NULL
     AND (payer_id IN :ids OR organisation_id IN :ids)""",
     on_postgres="""UPDATE leases SET status = 'recalled' WHERE id IN (
-        SELECT id FROM leases WHERE status = 'open'
+        SELECT id FROM leases WHERE status = 'open' AND run_id IS NULL
         AND (payer_id IN :ids OR organisation_id IN :ids)
         ORDER BY id COLLATE "C" FOR UPDATE
     )""",
 )
 _FREE = SetStatement(
-    """SELECT id FROM leases WHERE status IN ('open', 'recalled')
+    """SELECT id FROM leases WHERE status IN ('open', 'recalled') AND run_id IS NULL
     AND (payer_id IN :ids OR organisation_id IN :ids)"""
 )
 _RECALLED = SetStatement("SELECT id FROM leases WHERE status = 'recalled' AND source IN :ids")
@@ -82,6 +82,7 @@ class SqlLeaseUnit(SqlBudgetUnit):
             "expires_at": write_timestamp(lease.expires_at),
             "status": lease.status,
             "last_event_id": lease.last_event_id,
+            "run_id": lease.run_id,
         }
         _INSERT.run_each(self.connection, [row])
 
@@ -150,7 +151,7 @@ def _id_in(body: str) -> str | None:
 def lease_of(row: Sequence[Any]) -> Lease:
     """The lease of a row of `SELECT_LEASES`, as the driver reads it."""
     lease_id, organisation_id, payer_id, key_id, source, currency, amount, *rest = row
-    granted_at, expires_at, draws, budget_draws, status, last_event_id = rest
+    granted_at, expires_at, draws, budget_draws, status, last_event_id, run_id = rest
     return Lease(
         id=lease_id,
         organisation_id=organisation_id,
@@ -164,4 +165,5 @@ def lease_of(row: Sequence[Any]) -> Lease:
         budget_draws=tuple(read_budget_draws(budget_draws)),
         status=status,
         last_event_id=last_event_id,
+        run_id=run_id,
     )

@@ -118,4 +118,5 @@ def _lease(lease: Lease, stores: Stores) -> dict[str, Any]:
         "status": lease.status,
         "is_over": is_over(lease, at=stores.clock.now()),
         "last_event_id": lease.last_event_id,
+        "run_id": lease.run_id,
     }

@@ -11,7 +11,7 @@ import msgspec
 
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
-from steelyard.billing.statement import read_balance
+from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.entrypoints.openai_api.asgi import AsgiClient
 from steelyard.entrypoints.openai_api.error_answer import DocumentNotFound
 from steelyard.gateway.documents.planning import Plan, plan_document
@@ -20,10 +20,12 @@ from steelyard.gateway.documents.store import StoredDocument, StoredPart
 from steelyard.gateway.event_stream import write_event
 from steelyard.gateway.refusals import NotEnoughMoney
 from steelyard.gateway.relay import ClientLeft
+from steelyard.gateway.run_lease import RunLease
 from steelyard.gateway.workloads.document import parse_document
 from steelyard.ids import new_id
+from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.usage_event import decode_event, read_meters
-from steelyard.money import Money, read_decimal, write_decimal
+from steelyard.money import read_decimal, write_decimal
 from steelyard.storage.reports import SqlSnapshot
 from steelyard.timestamp import write_timestamp
 
@@ -41,16 +43,20 @@ async def serve_document(
     if asked.is_estimate:
         await client.answer(msgspec.json.encode(_estimate(plan)), headers)
         return
-    await _check_funds(parts, key, plan.highest)
     document_id = new_id()
+    run_lease = await _set_aside(parts, key, plan, document_id)
     at = write_timestamp(parts.gateway.clock.now())
     sources = [part.text for part in plan.parts]
-    await anyio.to_thread.run_sync(
-        lambda: parts.documents.store.add(
-            document_id, key_id=key.id, at=at, wanted=plan.wanted, sources=sources
+    try:
+        await anyio.to_thread.run_sync(
+            lambda: parts.documents.store.add(
+                document_id, key_id=key.id, at=at, wanted=plan.wanted, sources=sources
+            )
         )
-    )
-    progress = parts.documents.start(document_id)
+    except BaseException:
+        run_lease.end()
+        raise
+    progress = parts.documents.start(document_id, run_lease)
     tell = partial(document_answer, parts, key, document_id)
     is_streamed = asked.is_streamed
     await _follow(client, progress, tell, is_streamed=is_streamed, headers=headers)
@@ -127,20 +133,26 @@ def _with_charge(part: StoredPart, snapshot: SqlSnapshot) -> StoredPart:
     )
 
 
-async def _check_funds(parts: GatewayParts, key: VirtualKey, highest: Money) -> None:
-    """Refuse what could run out of money half way; the parts hold for themselves."""
-    department = key.department
-    tenant = department if department.pays_from == "department" else department.organisation
-
-    def read() -> Money:
-        with parts.stores.reports.snapshot() as snapshot:
-            return read_balance(snapshot, tenant).available
-
-    available = await anyio.to_thread.run_sync(read)
-    if available.picos < highest.picos:
+async def _set_aside(
+    parts: GatewayParts, key: VirtualKey, plan: Plan, document_id: str
+) -> RunLease:
+    """Set the most that the document can cost aside, as a whole; raises NotEnoughMoney or
+    BudgetExceeded."""
+    department, holding = key.department, parts.gateway.admission.holding
+    source, at = parts.gateway.outbox.source, parts.gateway.clock.now()
+    hold = Hold(document_id, department.payer_id, plan.highest, source, at, "{}")
+    project_id = key.project.id if key.project else None
+    scope = HoldScope(
+        department.organisation.id, department.id, project_id, key.id, plan.tokens_max
+    )
+    run_lease = holding.lease_for(document_id)
+    try:
+        await holding.set_aside(hold, scope, run_lease=run_lease)
+    except HoldDeclined as declined:
         raise NotEnoughMoney(
-            f"this document may cost up to {highest}; available: {available}; top up"
-        )
+            f"this document may cost up to {plan.highest}; available: {declined.available}; top up"
+        ) from declined
+    return run_lease
 
 
 def _estimate(plan: Plan) -> dict[str, Any]:

@@ -25,12 +25,13 @@ ROOM_LEAST: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts, the calls of each stage, and the most that all of them cost."""
+    """The parts, the calls of each stage, and the most that all of them cost and have in tokens."""
 
     wanted: Wanted
     parts: list[Part]
     sizes: list[int]
     highest: Money
+    tokens_max: int
 
 
 async def plan_document(asked: AskedDocument, key: VirtualKey, admission: Admission) -> Plan:
@@ -64,7 +65,8 @@ async def plan_document(asked: AskedDocument, key: VirtualKey, admission: Admiss
     wanted = Wanted(
         model.id, asked.task_name, task.for_part, task.for_answers, asked.tokens_max, group_size
     )
-    return Plan(wanted, parts, sizes, Money(picos, quote.pinned.currency))
+    tokens_max = sum(inputs) + len(inputs) * asked.tokens_max
+    return Plan(wanted, parts, sizes, Money(picos, quote.pinned.currency), tokens_max)
 
 
 def _asked_for(asked: AskedDocument, instruction: str) -> Asked:

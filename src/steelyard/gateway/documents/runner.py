@@ -20,6 +20,7 @@ from steelyard.errors import SteelyardError
 from steelyard.gateway.documents.part_answer import text_of, usage_of
 from steelyard.gateway.documents.store import DocumentStore, StoredDocument, StoredPart
 from steelyard.gateway.documents.tasks import ask_for
+from steelyard.gateway.run_lease import RunLease
 from steelyard.gateway.serve import Gateway, serve
 from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
 from steelyard.gateway.whole_client import WholeClient
@@ -70,6 +71,8 @@ class Documents:
     gateway: Gateway
     find_key: Callable[[str], VirtualKey]
     progress: dict[str, Progress] = field(default_factory=dict[str, Progress])
+    # One hold for all parts of a document, while it runs.
+    _run_leases: dict[str, RunLease] = field(default_factory=dict[str, RunLease])
     _todo: list[str] = field(default_factory=list[str])
     _woken: anyio.Event = field(default_factory=anyio.Event)
 
@@ -86,8 +89,10 @@ class Documents:
         for document in self.store.running():
             self.start(document.id)
 
-    def start(self, document_id: str) -> Progress:
-        """Let a document run as soon as the gateway does."""
+    def start(self, document_id: str, run_lease: RunLease | None = None) -> Progress:
+        """Let a document run as soon as the gateway does, out of what was set aside for it."""
+        holding = self.gateway.admission.holding
+        self._run_leases[document_id] = run_lease or holding.lease_for(document_id)
         progress = self.progress[document_id] = Progress()
         self._todo.append(document_id)
         self._woken.set()
@@ -126,6 +131,8 @@ class Documents:
             progress.tell(
                 {"type": "document.failed", "id": document_id, "error": told}, is_last=True
             )
+        finally:
+            self._run_leases.pop(document_id).end()
 
     async def _run_stages(
         self, document: StoredDocument, key: VirtualKey, progress: Progress
@@ -218,7 +225,13 @@ class Documents:
 
         asked = parse_chat(msgspec.json.encode(body))
         # An answer that a crash takes away is charged nothing, since the part is asked again.
-        return replace(asked, endpoint=ENDPOINT, is_repeatable=True, keep=keep)
+        return replace(
+            asked,
+            endpoint=ENDPOINT,
+            is_repeatable=True,
+            keep=keep,
+            run_lease=self._run_leases[document.id],
+        )
 
 
 def stage_sizes(part_count: int, group_size: int) -> list[int]:

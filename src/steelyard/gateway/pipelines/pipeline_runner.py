@@ -33,6 +33,7 @@ from steelyard.gateway.pipelines.run_store import RunStore, StoredCall, StoredRu
 from steelyard.gateway.pipelines.shares import split_by_weight
 from steelyard.gateway.pipelines.values import filled
 from steelyard.gateway.refusals import InvalidRequest
+from steelyard.gateway.run_lease import RunLease
 from steelyard.gateway.serve import serve
 from steelyard.gateway.whole_client import WholeClient
 from steelyard.gateway.workloads.asked import Asked
@@ -77,6 +78,8 @@ class _Run:
     tell: Tell
     scope: Document
     known: dict[tuple[str, int], StoredCall]
+    # One hold for all stages, which grows as they come; none where nothing is run.
+    run_lease: RunLease | None = None
     statuses: dict[str, StageStatus] = field(default_factory=dict[str, StageStatus])
     errors: dict[str, SteelyardError] = field(default_factory=dict[str, SteelyardError])
 
@@ -151,7 +154,8 @@ class PipelineRunner:
         calls = await anyio.to_thread.run_sync(self.store.calls, stored.id)
         known = {(call.stage, call.place): call for call in calls}
         scope: Document = {"input": stored.input}
-        run = _Run(stored, pipeline, key, payers, tell, scope, known)
+        run_lease = self.gateway.admission.holding.lease_for(stored.id)
+        run = _Run(stored, pipeline, key, payers, tell, scope, known, run_lease)
         self._at_work.add(stored.id)
         try:
             await self._run_stages(run)
@@ -163,6 +167,7 @@ class PipelineRunner:
             )
             await anyio.to_thread.run_sync(self.store.put_run, run.stored)
         finally:
+            run_lease.end()
             self._at_work.discard(stored.id)
         return self._document(run)
 
@@ -256,7 +261,8 @@ class PipelineRunner:
             key = replace(key, department=run.payers[name], project=None)
         made = _Attempts(run.stored, name, place, key.department.name, self.store)
         client = WholeClient()
-        await serve(self.gateway, made.noted(asked), key, client, request_id=run.stored.id)
+        asked = replace(made.noted(asked), run_lease=run.run_lease)
+        await serve(self.gateway, asked, key, client, request_id=run.stored.id)
         if client.body is None:
             assert client.refused is not None, "a call was answered or refused"
             said = client.refused.body.decode(errors="replace")[:300]

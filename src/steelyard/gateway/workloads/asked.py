@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from steelyard.gateway.refusals import InvalidJson, InvalidRequest, SurfaceNotServed
+from steelyard.gateway.run_lease import RunLease
 from steelyard.gateway.upstreams.habits import Habits
 from steelyard.gateway.workloads.answer import Answer
 from steelyard.ids import new_id
@@ -114,6 +115,8 @@ class Asked:
     # What the client says of the answer cache, in the words of `Cache-Control`.
     cache_control: str | None = None
     counts_max: Mapping[str, int] | None = None
+    # What is set aside for the run that it is part of, as a whole.
+    run_lease: RunLease | None = None
     # Gets the event's id and a whole answer before the event is written, to keep it.
     keep: Callable[[str, bytes], Awaitable[None]] | None = None
 

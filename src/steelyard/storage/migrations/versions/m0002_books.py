@@ -148,6 +148,7 @@ def upgrade() -> None:
         sa.Column("expires_at", Moment(length=27), nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
         sa.Column("last_event_id", sa.String(length=64), nullable=True),
+        sa.Column("run_id", sa.String(length=64), nullable=True),
         sa.CheckConstraint("amount >= 0", name=op.f("ck_leases_not_negative")),
         sa.CheckConstraint("expires_at > granted_at", name=op.f("ck_leases_expires_at")),
         sa.CheckConstraint(
