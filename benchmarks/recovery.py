@@ -192,7 +192,7 @@ def _logged(request_id: str) -> dict[str, Any]:
         "state": "ended",
         "prompt_tokens": 120,
         "completion_tokens": 40,
-        "answers": [{**ended, **counts, "engine_us": 8123, "device_us": 8090}],
+        "answers": [{**ended, **counts, "engine_us": 8123, "device_us": 8090, "device": "cpu"}],
     }
 
 

@@ -11,6 +11,7 @@ from steelyard.gateway.upstreams.scripted import Script
 from steelyard.money import read_decimal
 from tests.conftest import MakeSettings
 from tests.contract.test_money_cli import run
+from tests.contract.test_settlement_matrix import leave_a_hold_open
 from tests.world import INPUT_PRICE, OUTPUT_PRICE, World
 
 BOOK = """
@@ -84,6 +85,27 @@ def test_time_beyond_what_is_held_is_charged_as_far_as_the_hold_goes(world: Worl
     ask(world, took(10**12), max_tokens=3)
 
     record = world.events()[-1].data
+    assert read_decimal(record.amount) > read_decimal(record.held)
+    assert world.balance().available.picos == 10**12 - read_decimal(record.held)
+    assert world.differences() == []
+
+
+def test_time_that_a_crashed_gateway_did_not_see_is_charged_as_far_as_the_hold_goes(
+    world: World,
+) -> None:
+    world.organisation(dollars="1")
+    world.publish_prices(BOOK)
+    attempt = leave_a_hold_open(world, stream=True)
+    world.upstream.logged[attempt] = took(10**12)
+    world.stop_gateway()
+    world.start_gateway()
+
+    world.recover()
+    world.settle()
+
+    record = world.events()[-1].data
+    assert record.end_cause == "gateway_crashed"
+    assert record.meters["engine.gpu_microseconds"] == str(10**12)
     assert read_decimal(record.amount) > read_decimal(record.held)
     assert world.balance().available.picos == 10**12 - read_decimal(record.held)
     assert world.differences() == []

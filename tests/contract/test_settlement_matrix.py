@@ -80,7 +80,7 @@ def test_an_answer_is_charged_as_its_row_of_the_matrix_says(row: Row, world: Wor
 def test_an_attempt_whose_gateway_died_is_charged_nothing(world: World) -> None:
     world.organisation(dollars="1")
     before = world.balance()
-    attempt = _leave_a_hold_open(world)
+    attempt = leave_a_hold_open(world)
     world.stop_gateway()
     world.start_gateway()
 
@@ -109,7 +109,7 @@ def test_after_a_crash_the_upstreams_own_log_says_what_is_charged(
 ) -> None:
     world.organisation(dollars="1")
     world.keys["acme"] = replace(world.keys["acme"], disconnect_policy=policy)
-    attempt = _leave_a_hold_open(world, stream=stream)
+    attempt = leave_a_hold_open(world, stream=stream)
     usage = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 4}
     world.upstream.logged[attempt] = usage
     world.stop_gateway()
@@ -130,7 +130,7 @@ def test_an_attempt_that_its_upstream_is_still_at_work_on_costs_the_others_nothi
     world: World,
 ) -> None:
     world.organisation(dollars="1")
-    ended, running = (_leave_a_hold_open(world, stream=True) for _ in range(2))
+    ended, running = (leave_a_hold_open(world, stream=True) for _ in range(2))
     world.upstream.logged[ended] = {"prompt_tokens": PROMPT_TOKENS, "completion_tokens": 4}
     world.upstream.running.add(running)
     world.stop_gateway()
@@ -151,7 +151,7 @@ def test_more_attempts_than_are_asked_about_at_once_are_all_closed(
 ) -> None:
     monkeypatch.setattr(recovery, "ATTEMPTS_AT_ONCE", 3)
     world.organisation(dollars="1")
-    attempts = [_leave_a_hold_open(world, stream=True) for _ in range(10)]
+    attempts = [leave_a_hold_open(world, stream=True) for _ in range(10)]
     for attempt in attempts[::2]:
         world.upstream.logged[attempt] = {"prompt_tokens": 1, "completion_tokens": 1}
     world.stop_gateway()
@@ -225,7 +225,7 @@ def test_a_client_whose_socket_takes_nothing_more_has_left(world: World) -> None
     assert world.differences() == []
 
 
-def _leave_a_hold_open(world: World, *, stream: bool = False) -> str:
+def leave_a_hold_open(world: World, *, stream: bool = False) -> str:
     """Place a hold as admission does, and die."""
     messages = [{"role": "user", "content": "hello"}]
     asked = {"model": "scripted", "messages": messages, "max_tokens": 9, "stream": stream}

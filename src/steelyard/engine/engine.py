@@ -316,7 +316,9 @@ class Engine:
             if end is None:
                 self._request_log.record_opened(sequence, model=self.model.name)
             else:
-                self._request_log.record_ended(sequence, model=self.model.name, end=end)
+                self._request_log.record_ended(
+                    sequence, model=self.model.name, end=end, device=self.device_kind
+                )
         except OSError as error:
             # A full disk must not take the answers down with it.
             _log.error("engine.request_log_failed", error=str(error))

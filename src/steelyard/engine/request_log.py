@@ -73,7 +73,7 @@ class RequestLog:
             }
         )
 
-    def record_ended(self, sequence: Sequence, *, model: str, end: End) -> None:
+    def record_ended(self, sequence: Sequence, *, model: str, end: End, device: str) -> None:
         """Record one ended sequence; the line reaches the operating system before this returns."""
         request = sequence.request
         self._write(
@@ -91,6 +91,7 @@ class RequestLog:
                 "end": end.value,
                 "engine_us": sequence.time.engine_us,
                 "device_us": sequence.time.device_us,
+                "device": device,
             }
         )
 

@@ -67,8 +67,8 @@ class PriceDirectory:
 
     snapshot: Snapshot[Sequence[PriceVersion]]
     clock: Clock
-    _entries: dict[tuple[str, str], ModelPrices | None] = field(
-        default_factory=dict[tuple[str, str], "ModelPrices | None"]
+    _entries: dict[tuple[str, str, bool], ModelPrices | None] = field(
+        default_factory=dict[tuple[str, str, bool], "ModelPrices | None"]
     )
 
     def pin(
@@ -79,9 +79,8 @@ class PriceDirectory:
         now = self.clock.now()
         looked_in: list[str] = []
         for version in self._in_force(organisation, now):
-            listed = self._entry(version, model)
+            listed = self._entry(version, model, is_batch=is_batch)
             if listed:
-                listed = listed.chosen(is_batch=is_batch)
                 return PinnedPrices(version, listed, listed.at(now), now)
             looked_in.append(repr(version.book.name))
         if looked_in:
@@ -101,17 +100,19 @@ class PriceDirectory:
 
     def version(self, sha256: str) -> PriceVersion | None:
         """A published version, whether it is in force or not."""
-        return next((one for one in self.snapshot.copy if one.sha256 == sha256), None)
+        for version in self.snapshot.copy:
+            if version.sha256 == sha256:
+                return version
+        return None
 
     def pinned(
         self, sha256: str, *, model: str, at: datetime, is_batch: bool = False
     ) -> PinnedPrices:
         """The prices that were pinned before, by their version; raises PriceNotFound."""
         version = self.version(sha256)
-        listed = self._entry(version, model) if version else None
+        listed = self._entry(version, model, is_batch=is_batch) if version else None
         if version is None or listed is None:
             raise PriceNotFound(f"the price version {sha256} does not price the model {model!r}")
-        listed = listed.chosen(is_batch=is_batch)
         return PinnedPrices(version, listed, listed.at(at), at)
 
     def _in_force(self, organisation: Organisation, now: datetime) -> Iterator[PriceVersion]:
@@ -125,11 +126,12 @@ class PriceDirectory:
             if version:
                 yield version
 
-    def _entry(self, version: PriceVersion, model: str) -> ModelPrices | None:
+    def _entry(self, version: PriceVersion, model: str, *, is_batch: bool) -> ModelPrices | None:
         """A published book never changes, so what it says of a model is looked up once."""
-        key = (version.sha256, model)
+        key = (version.sha256, model, is_batch)
         if key not in self._entries:
             if len(self._entries) >= MODELS_REMEMBERED_MAX:
                 self._entries.clear()
-            self._entries[key] = version.book.prices_of(model)
+            entry = version.book.prices_of(model)
+            self._entries[key] = entry and entry.chosen(is_batch=is_batch)
         return self._entries[key]

@@ -44,7 +44,7 @@ from steelyard.gateway.upstreams.base import (
 )
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.upstream_usage import read_upstream_usage
-from steelyard.metering.usage import NO_USAGE
+from steelyard.metering.usage import ENGINE_TIME, NO_USAGE
 from steelyard.metering.usage_event import OpenedRecord
 from steelyard.timestamp import read_timestamp
 
@@ -224,9 +224,11 @@ class Recovery:
         )
         charged = charged_usage(CAUSE, meter, policy=opened.disconnect_policy)
         usage, charge = charge_for(charged, pinned)
-        if held.lease_id is not None and charge.total.picos > held.picos:
-            # It has grown since it was opened; its lease has what it grew by.
-            held = held._replace(picos=charge.total.picos)
+        if held.lease_id is not None:
+            # Of tokens no more was made than was held for: it has grown since it was opened, and
+            # its lease has what it grew by. Time may have taken more than any hold.
+            for_tokens = sum(line.picos for line in charge.lines if line.meter not in ENGINE_TIME)
+            held = held._replace(picos=max(held.picos, for_tokens))
         record = close_record(
             opened,
             held,

@@ -47,10 +47,15 @@ class ModelPrices:
     adjusted_percent: str | None = None
     # What the same work costs as a line of a batch, where that has prices of its own.
     batch: "ModelPrices | None" = None
+    _has_windows: bool = field(init=False, compare=False, repr=False)
     # What `bearer_of` has said before.
     _bearers: dict[str, str | None] = field(
         default_factory=dict[str, str | None], init=False, compare=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        has_windows = any(price.windows for price in self.meters.values())
+        object.__setattr__(self, "_has_windows", has_windows)
 
     def chosen(self, *, is_batch: bool) -> "ModelPrices":
         """The prices of a request, or of a line of a batch."""
@@ -58,7 +63,7 @@ class ModelPrices:
 
     def at(self, moment: datetime) -> "ModelPrices":
         """The prices of a moment: no windows are left in them."""
-        if not any(price.windows for price in self.meters.values()):
+        if not self._has_windows:
             return self
         return replace(self, meters={name: p.at(moment) for name, p in self.meters.items()})
 

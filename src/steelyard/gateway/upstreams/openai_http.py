@@ -62,19 +62,29 @@ class _Count(msgspec.Struct):
 
 class _LoggedAnswer(msgspec.Struct, gc=False):
     cached_tokens: int = 0
+    engine_us: int = 0
+    device_us: int = 0
+    device: Literal["gpu", "cpu"] | None = None
 
 
 class _CachedTokens(msgspec.Struct, gc=False):
     cached_tokens: int
 
 
-class _LoggedUsage(msgspec.Struct, gc=False):
+class _LoggedTime(msgspec.Struct, gc=False):
+    engine_us: int
+    device_us: int
+    device: Literal["gpu", "cpu"]
+
+
+class _LoggedUsage(msgspec.Struct, gc=False, omit_defaults=True):
     """The usage block that the engine would have sent."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: _CachedTokens
+    engine: _LoggedTime | None = None
 
 
 class _Logged(msgspec.Struct, gc=False):
@@ -94,12 +104,19 @@ class _Logged(msgspec.Struct, gc=False):
 
     def as_usage(self) -> _LoggedUsage:
         """The same as a usage block; answers to one prompt share what was cached of it."""
-        cached = max([answer.cached_tokens for answer in self.answers], default=0)
+        cached = engine_us = device_us = 0
+        device: Literal["gpu", "cpu"] | None = None
+        for answer in self.answers:
+            cached = max(cached, answer.cached_tokens)
+            engine_us += answer.engine_us
+            device_us += answer.device_us
+            device = answer.device or device
         return _LoggedUsage(
             self.prompt_tokens,
             self.completion_tokens,
             self.prompt_tokens + self.completion_tokens,
             _CachedTokens(min(cached, self.prompt_tokens)),
+            _LoggedTime(engine_us, device_us, device) if device else None,
         )
 
 
