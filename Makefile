@@ -85,8 +85,8 @@ bench-holds: $(READY) ## how fast holds are granted, attempts recorded, Kafka dr
 	@$(BIN)/python -m benchmarks.holds $(if $(OPEN),--open $(OPEN))
 
 .PHONY: bench-gateway
-bench-gateway: $(READY) ## what the gateway carries on one core with everything on; last line is JSON
-	@$(BIN)/python -m benchmarks.gateway
+bench-gateway: $(READY) ## the gateway with everything on beside other gateways; SOAK=1 adds 15 minutes; last line is JSON
+	@$(BIN)/python -m benchmarks.gateway $(if $(SOAK),--soak-minutes $(or $(MINUTES),15)) $(OPTIONS)
 
 crash: $(READY) ## SIGKILL of every process under load; KILLS=100 SEED=7 for the long run
 	@KILLS=$(or $(KILLS),10) SEED=$(or $(SEED),1) $(BIN)/python -m pytest -q -s tests/e2e/test_crash.py

@@ -1,19 +1,19 @@
-"""This gateway with everything on: requests, streams, added time.
+"""This gateway with everything on beside other gateways: requests, streams, added time.
 
-Keys, limits, holds out of leases, durable events and prices are on, and after the last round every
-request must be in the books at its price. The gateway has core 0; the canned upstream, the load and
-our worker have core 1. Rounds go over all targets in turn; whoever is not asked is stopped
-(SIGSTOP). Figures are medians of the rounds, with the least and the most beside them.
+Keys, limits, holds out of leases, durable events and prices are on, and at the end every request
+must be in the books at its price. The gateway has core 0; the canned upstream, the load and our
+worker have core 1. Rounds go over all targets in turn; whoever is not asked is stopped (SIGSTOP).
+Figures are medians of the rounds, with the least and the most beside them.
 
-Run: make bench-gateway
-     python -m benchmarks.gateway --only self --seconds 2 --rounds 1
+Run: make bench-gateway                all of it, about ten minutes
+     make bench-gateway SOAK=1         and 15 minutes of steady load; MINUTES=60 for an hour
+     python -m benchmarks.gateway --only self --skip paced two --seconds 2
 """
 
 import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,121 +25,118 @@ from typing import Any
 import psutil
 from rich.console import Console
 
+from benchmarks.gateway_peers import PEERS, NotInstalled, Peer, running_peer
+from benchmarks.gateway_shapes import paced_streams, soak, two_processes
 from benchmarks.gateway_targets import (
-    ANSWER_PICOS,
     GATEWAY_CORE,
-    OTHER_CORE,
+    NotReady,
     Ours,
     Target,
+    WrongAnswers,
     canned_upstream,
     our_gateway,
 )
 
-console = Console(stderr=True, highlight=False)
-TARGETS = ("self",)
-RATE_PER_S = 100
-SENTENCE = "The beam is level when what is asked and what is paid are the same. "
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+TARGETS = ("self", *PEERS)
+SHAPES = ("paced", "two")
+# A second at first: whoever compiles as it goes has compiled, and every connection is open.
+WARM_UP_S = 2.0
+RATIOS = ("requests_per_s", "streams_per_s", "cpu_ms_per_request")
 
 
 class Bench:
     """Rounds over the targets, and what was measured in each."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
+    def __init__(self, *, seconds: float) -> None:
+        self._seconds = seconds
         self.figures: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-        self.asked: dict[str, int] = defaultdict(int)
+        self.skipped: dict[str, str] = {}
+
+    def start_peer(
+        self, peer: Peer, folder: Path, bare: Target, *, stack: ExitStack
+    ) -> list[Target]:
+        """Running and asked once; or nothing, and why not."""
+        console.print(f"{peer.name} {peer.version}: starting, and before that installing it once")
+        try:
+            target = stack.enter_context(running_peer(peer, folder / peer.name, bare))
+            self.warm_up(target)
+        except (NotInstalled, NotReady, WrongAnswers) as reason:
+            self.skipped[peer.name] = str(reason)
+            console.print(f"{peer.name} is skipped: {reason}")
+            return []
+        return [target]
 
     def warm_up(self, target: Target) -> None:
         with target.running():
-            self._load(target, seconds=1.0)
-
-    def ask_bare(self, bare: Target) -> float:
-        """What upstream and load can carry together on their core."""
-        return self._load(bare)["per_s"]
+            target.ask(seconds=WARM_UP_S)
+            target.ask("--stream", "--connections", "16", seconds=WARM_UP_S, stream=True)
 
     def run_round(self, target: Target, bare: Target) -> None:
         figures = self.figures[target.name]
         with target.running():
-            self._load(target, seconds=0.5)
+            target.ask(seconds=0.5)
             before_s = target.cpu_s()
-            whole = self._load(target)
-            spent_s = target.cpu_s() - before_s
+            whole = target.ask(seconds=self._seconds)
+            figures["cpu_ms_per_request"].append((target.cpu_s() - before_s) / whole["right"] * 1e3)
             figures["requests_per_s"].append(whole["per_s"])
-            figures["cpu_ms_per_request"].append(spent_s / whole["right"] * 1e3)
             before_s = target.cpu_s()
-            streams = self._load(target, "--stream", "--connections", "16", stream=True)
-            spent_s = target.cpu_s() - before_s
+            streams = target.ask(
+                "--stream", "--connections", "16", seconds=self._seconds, stream=True
+            )
+            figures["cpu_ms_per_stream"].append(
+                (target.cpu_s() - before_s) / streams["right"] * 1e3
+            )
             figures["streams_per_s"].append(streams["per_s"])
-            figures["cpu_ms_per_stream"].append(spent_s / streams["right"] * 1e3)
-            slow = self._load(target, "--mode", "open", "--rate", str(RATE_PER_S))
-            figures["ms_p50"].append(slow["ms_p50"])
-            figures["ms_p99"].append(slow["ms_p99"])
-            figures["pss_mb"].append(target.resident_kib() / 1024)
-        direct = self._load(bare, "--mode", "open", "--rate", str(RATE_PER_S))
+            figures["pss_mb"].append(target.pss_kib() / 1024)
+            slow = self._ask_slowly(target, per_s=target.carries_per_s)
+        direct = self._ask_slowly(bare, per_s=target.carries_per_s)
         figures["added_ms_p50"].append(slow["ms_p50"] - direct["ms_p50"])
         figures["added_ms_p99"].append(slow["ms_p99"] - direct["ms_p99"])
         console.print(
             f"{target.name:10} {whole['per_s']:8.0f} requests/s "
             f"{figures['cpu_ms_per_request'][-1]:7.3f} ms of CPU each "
-            f"{streams['per_s']:7.0f} streams/s; added {figures['added_ms_p50'][-1]:.2f} ms "
-            f"p50, {figures['added_ms_p99'][-1]:.2f} p99; load {os.getloadavg()[0]:.1f}"
+            f"{streams['per_s']:7.0f} streams/s, added ms {figures['added_ms_p50'][-1]:6.2f} p50 "
+            f"{figures['added_ms_p99'][-1]:6.2f} p99, load {os.getloadavg()[0]:.1f}"
         )
 
-    def _load(self, target: Target, *words: str, **fields: Any) -> dict[str, Any]:
-        options = {"seconds": self._options.seconds, **fields}
-        seconds = str(options.pop("seconds"))
-        command = [sys.executable, "-m", "benchmarks.gateway_load", "--port", str(target.port)]
-        finished = subprocess.run(
-            [*command, "--seconds", seconds, *words],
-            input=request(target, **options),
-            stdout=subprocess.PIPE,
-            check=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, (OTHER_CORE,)),
-        )
-        seen = json.loads(finished.stdout)
-        self.asked[target.name] += seen["right"]
-        if seen["wrong"] or not seen["right"]:
-            raise SystemExit(f"{target.name}: {seen['wrong']} wrong answers, {seen['right']} right")
-        return seen
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = {}
+        for name, figures in self.figures.items():
+            prefix = "" if name == "self" else f"{name}_"
+            for figure, rounds in figures.items():
+                report[prefix + figure] = rounded(statistics.median(rounds))
+                report[f"{prefix}{figure}_min_max"] = [rounded(min(rounds)), rounded(max(rounds))]
+        for name in self.figures:
+            if name != "self" and "self" in self.figures:
+                for figure in RATIOS:
+                    # One that is far too slow has ended nothing in the time.
+                    if theirs := report[f"{name}_{figure}"]:
+                        report[f"vs_{name}_{figure}_ratio"] = rounded(report[figure] / theirs)
+        return report | {f"{name}_skipped": reason for name, reason in self.skipped.items()}
 
-
-def request(target: Target, **fields: Any) -> bytes:
-    """As it goes over the wire; its body has about 1 KB."""
-    messages = [
-        {"role": "system", "content": "Answer in one sentence."},
-        {"role": "user", "content": SENTENCE * 12},
-    ]
-    body = {"model": target.model, "messages": messages, "max_tokens": 100, **fields}
-    content = json.dumps(body).encode()
-    headers = {
-        "host": f"127.0.0.1:{target.port}",
-        "content-type": "application/json",
-        "content-length": str(len(content)),
-        **target.headers,
-    }
-    lines = [f"POST {target.path} HTTP/1.1", *(f"{name}: {text}" for name, text in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode() + content
+    def _ask_slowly(self, target: Target, *, per_s: int) -> dict[str, Any]:
+        return target.ask("--mode", "open", "--rate", str(per_s), seconds=self._seconds)
 
 
 def main() -> None:
     options = _parse_options()
-    began = time.monotonic()
-    bench = Bench(options)
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    began, load_before = time.monotonic(), os.getloadavg()[0]
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name, canned_upstream(Path(name)) as bare:
         folder = Path(name)
-        bare = stack.enter_context(canned_upstream(folder))
-        ours = stack.enter_context(our_gateway(folder / "self", bare, cores=[(GATEWAY_CORE,)]))
-        console.print(f"bare upstream: {bench.ask_bare(bare):.0f} requests/s on the load's core")
-        targets = [*ours.targets]
-        for target in targets:
-            bench.warm_up(target)
-        for _ in range(options.rounds):
-            for target in targets:
-                bench.run_round(target, bare)
-        report = _report(bench)
-        report |= _check_books(ours, bench.asked["self"])
+        bare_per_s = bare.ask(seconds=options.seconds)["per_s"]
+        console.print(f"bare upstream: {bare_per_s:.0f} requests/s, with the load on one core")
+        report["bare_requests_per_s"] = rounded(bare_per_s)
+        report |= _compare(options, folder, bare)
+        if "paced" in options.shapes:
+            report |= paced_streams(folder, bare, say=console.print)
+        if "two" in options.shapes:
+            report |= two_processes(folder, seconds=options.seconds, say=console.print)
+        if options.soak_minutes:
+            report |= soak(folder, bare, minutes=options.soak_minutes, say=console.print)
     report |= {
-        "load_average": [round(each, 1) for each in os.getloadavg()],
+        "load_average_before_after": [rounded(load_before), rounded(os.getloadavg()[0])],
         "seconds": options.seconds,
         "rounds": options.rounds,
         "took_s": round(time.monotonic() - began),
@@ -149,38 +146,49 @@ def main() -> None:
     print(json.dumps(report))
 
 
-def _report(bench: Bench) -> dict[str, Any]:
-    report: dict[str, Any] = {}
-    for name, figures in bench.figures.items():
-        prefix = "" if name == "self" else f"{name}_"
-        for figure, rounds in figures.items():
-            report[prefix + figure] = _rounded(statistics.median(rounds))
-            report[f"{prefix}{figure}_min_max"] = [_rounded(min(rounds)), _rounded(max(rounds))]
-    return report
+def _compare(options: argparse.Namespace, folder: Path, bare: Target) -> dict[str, Any]:
+    """All targets side by side, one asked at a time."""
+    bench = Bench(seconds=options.seconds)
+    in_books: dict[str, Any] = {}
+    with ExitStack() as stack:
+        targets: list[Target] = []
+        ours: Ours | None = None
+        if "self" in options.targets:
+            started = our_gateway(folder / "self", bare, cores=[(GATEWAY_CORE,)])
+            ours = stack.enter_context(started)
+            targets += ours.targets
+            bench.warm_up(ours.targets[0])
+        for name in options.targets:
+            if name in PEERS:
+                targets += bench.start_peer(PEERS[name], folder, bare, stack=stack)
+        for _ in range(options.rounds):
+            for target in targets:
+                bench.run_round(target, bare)
+        if ours is not None:
+            in_books["answers_in_books"] = ours.check_books()
+            console.print(f"all {in_books['answers_in_books']} answers are in the books")
+    return bench.report() | in_books
 
 
-def _rounded(figure: float) -> float:
+def rounded(figure: float) -> float:
     return float(f"{figure:.4g}")
-
-
-def _check_books(ours: Ours, answers: int) -> dict[str, Any]:
-    """Every answer that the load got must be in the books, once, at its price."""
-    expected = answers * ANSWER_PICOS
-    charged = ours.charged_picos(expected)
-    if charged != expected:
-        raise SystemExit(f"{answers} answers cost {expected} picos, and the books say {charged}")
-    console.print(f"all {answers} answers are in the books, each at its price")
-    return {"answers_in_books": answers}
 
 
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each load")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each load")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=TARGETS, choices=TARGETS)
-    return parser.parse_args()
+    everything = (*TARGETS, *SHAPES)
+    parser.add_argument("--only", nargs="*", default=everything, choices=everything)
+    parser.add_argument("--skip", nargs="*", default=(), choices=everything)
+    parser.add_argument("--soak-minutes", type=float, default=0.0)
+    options = parser.parse_args()
+    wanted = [name for name in everything if name in options.only and name not in options.skip]
+    options.targets = [name for name in wanted if name in TARGETS]
+    options.shapes = [name for name in wanted if name in SHAPES]
+    return options
 
 
 if __name__ == "__main__":

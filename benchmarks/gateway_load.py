@@ -40,7 +40,9 @@ class Asker(asyncio.Protocol):
         self.began = 0.0
         self.first_s = 0.0
         self.is_right = False
+        self.is_lost = False
         self.waits: list[float] | None = None
+        self._is_asking = False
         self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -50,6 +52,7 @@ class Asker(asyncio.Protocol):
         self.began = time.monotonic() if due is None else due
         self.first_s = 0.0
         self._tail = b""
+        self._is_asking = True
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
@@ -69,11 +72,15 @@ class Asker(asyncio.Protocol):
         is_whole = DONE in self._tail if self._is_stream else True
         self.is_right = self._parser.get_status_code() == 200 and is_whole
         self._parser = httptools.HttpResponseParser(self)
+        self._is_asking = False
         self._ended(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.is_right = False
-        self._ended(self)
+        """Servers close what has rested for long; that is no answer, and no wrong one."""
+        self.is_lost = True
+        if self._is_asking:
+            self.is_right = False
+            self._ended(self)
 
 
 class Load:
@@ -94,11 +101,13 @@ class Load:
         self.seconds = 0.0
 
     async def connect(self) -> None:
-        for _ in range(self._options.connections):
-            _, asker = await self._loop.create_connection(
-                self._make_asker, self._options.host, self._options.port
-            )
-            self._idle.append(asker)
+        self._idle = [await self._connect() for _ in range(self._options.connections)]
+
+    async def _connect(self) -> Asker:
+        _, asker = await self._loop.create_connection(
+            self._make_asker, self._options.host, self._options.port
+        )
+        return asker
 
     def _make_asker(self) -> Asker:
         return Asker(self._request, is_stream=self._options.stream, ended=self._on_end)
@@ -119,8 +128,10 @@ class Load:
         for number in range(int(self._options.seconds * self._options.rate)):
             due = began + number * every_s
             await asyncio.sleep(max(0.0, due - time.monotonic()))
-            if self._idle:
-                self._ask(self._idle.pop(), due=due)
+            self._idle = [asker for asker in self._idle if not asker.is_lost]
+            if self._open < self._options.connections:
+                asker = self._idle.pop() if self._idle else await self._connect()
+                self._ask(asker, due=due)
             else:
                 self._due.append(due)
         self.seconds = time.monotonic() - began
@@ -132,8 +143,7 @@ class Load:
             asker.waits = waits
             self._ask(asker)
             await asyncio.sleep(1 / len(self._idle))
-        self._is_stopping = True
-        await asyncio.wait_for(self._over, self._options.seconds + PATIENCE_S)
+        await self._stop(within_s=self._options.seconds + PATIENCE_S)
 
     def _ask(self, asker: Asker, *, due: float | None = None) -> None:
         self._open += 1
@@ -145,20 +155,21 @@ class Load:
         if asker.is_right:
             self.latencies.append(time.monotonic() - asker.began)
             self.firsts.append(asker.first_s)
-        if self._due:
+        if self._due and not asker.is_lost:
             self._ask(asker, due=self._due.pop(0))
         elif self._is_stopping and not self._open:
             if not self._over.done():
                 self._over.set_result(None)
-        elif self._options.mode == "closed" and not self._is_stopping:
+        elif self._options.mode == "closed" and not self._is_stopping and not asker.is_lost:
             self._ask(asker)
         else:
             self._idle.append(asker)
 
-    async def _stop(self) -> None:
+    async def _stop(self, *, within_s: float = PATIENCE_S) -> None:
         self._is_stopping = True
         if self._open or self._due:
-            await asyncio.wait_for(self._over, PATIENCE_S)
+            await asyncio.wait((self._over,), timeout=within_s)
+        self.counts["wrong"] += self._open + len(self._due)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

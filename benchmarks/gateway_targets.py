@@ -28,6 +28,7 @@ STOP_WITHIN_S = 60.0
 # The worker settles a batch in far less.
 SETTLED_WITHIN_S = 4.0
 PATH = "/v1/chat/completions"
+SENTENCE = "The beam is level when what is asked and what is paid are the same. "
 PRICE_BOOK = """
 schema: steelyard.price-book/v1
 name: bench
@@ -60,6 +61,14 @@ PLACE_LIMITS = ("--requests-per-minute", "100000000", "--tokens-per-minute", "20
 KEY_LIMITS = (*PLACE_LIMITS, "--requests-at-once", "100000")
 
 
+class NotReady(Exception):
+    """It ended, or took too long, at its start."""
+
+
+class WrongAnswers(Exception):
+    """What the load got were not all whole answers with status 200."""
+
+
 @dataclass
 class Target:
     """Something that answers chat, and the processes that do."""
@@ -70,15 +79,83 @@ class Target:
     headers: dict[str, str] = field(default_factory=dict[str, str])
     model: str = "canned"
     path: str = PATH
+    # What added time is measured at.
+    carries_per_s: int = 100
+    answers: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def ask(
+        self,
+        *words: str,
+        seconds: float,
+        cores: Collection[int] = (OTHER_CORE,),
+        may_refuse: bool = False,
+        **fields: Any,
+    ) -> dict[str, Any]:
+        """Run the load with these words; the fields go into the body."""
+        asking = self.start_asking(*words, seconds=seconds, cores=cores, **fields)
+        return self.end_asking(asking, may_refuse=may_refuse)
+
+    def start_asking(
+        self, *words: str, seconds: float, cores: Collection[int] = (OTHER_CORE,), **fields: Any
+    ) -> "subprocess.Popen[bytes]":
+        command = [sys.executable, "-m", "benchmarks.gateway_load", "--port", str(self.port)]
+        asking = subprocess.Popen(
+            [*command, "--seconds", str(seconds), *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )
+        assert asking.stdin
+        asking.stdin.write(self._request(**fields))
+        asking.stdin.close()
+        return asking
+
+    def end_asking(
+        self, asking: "subprocess.Popen[bytes]", *, may_refuse: bool = False
+    ) -> dict[str, Any]:
+        assert asking.stdout
+        with asking.stdout:
+            said = asking.stdout.read()
+        if asking.wait():
+            raise WrongAnswers("the load ended with an error")
+        seen = json.loads(said)
+        self.answers += seen["right"]
+        if (seen["wrong"] and not may_refuse) or not seen["right"]:
+            raise WrongAnswers(f"{seen['wrong']} wrong answers, {seen['right']} right ones")
+        return seen
+
+    def _request(self, **fields: Any) -> bytes:
+        """As it goes over the wire; its body has about 1 KB."""
+        messages = [
+            {"role": "system", "content": "Answer in one sentence."},
+            {"role": "user", "content": SENTENCE * 12},
+        ]
+        body = {"model": self.model, "messages": messages, "max_tokens": 100, **fields}
+        content = json.dumps(body).encode()
+        headers = {
+            "host": f"127.0.0.1:{self.port}",
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+            **self.headers,
+        }
+        lines = [f"POST {self.path} HTTP/1.1", *(f"{each}: {headers[each]}" for each in headers)]
+        return "\r\n".join([*lines, "", ""]).encode() + content
 
     def cpu_s(self) -> float:
         """Of all its processes and all that they started."""
         times = [one.cpu_times() for one in self._family()]
         return sum(each.user + each.system for each in times)
 
-    def resident_kib(self, kind: str = "Pss") -> int:
-        """What all its processes have in memory, as the kernel says."""
-        return sum(memory_kib(one.pid, kind) for one in self._family())
+    def pss_kib(self) -> int:
+        """Memory of all its processes, shared pages in part, as the kernel says."""
+        return self._memory_kib("Pss")
+
+    def resident_kib(self) -> int:
+        return self._memory_kib("Rss")
 
     @contextmanager
     def running(self) -> Generator[None]:
@@ -93,11 +170,14 @@ class Target:
         for one in self._family():
             one.send_signal(number)
 
+    def _memory_kib(self, kind: str) -> int:
+        return sum(_memory_kib(one.pid, kind) for one in self._family())
+
     def _family(self) -> list[psutil.Process]:
         return [one for each in self.processes for one in (each, *each.children(recursive=True))]
 
 
-def memory_kib(pid: int, kind: str) -> int:
+def _memory_kib(pid: int, kind: str) -> int:
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
         if line.startswith(f"{kind}:"):
             return int(line.split()[1])
@@ -161,10 +241,6 @@ def wait_until_it_answers(url: str, process: psutil.Process, log: Path) -> None:
     raise NotReady(f"did not answer at {url}: {log.read_text(errors='replace')[-600:]}")
 
 
-class NotReady(Exception):
-    """It ended, or took too long, at its start."""
-
-
 @contextmanager
 def canned_upstream(folder: Path, *, cores: Collection[int] = (OTHER_CORE,)) -> Generator[Target]:
     port = free_port()
@@ -182,7 +258,16 @@ class Ours:
     environment: dict[str, str]
     targets: list[Target] = field(default_factory=list[Target])
 
-    def charged_picos(self, expected: int) -> int:
+    def check_books(self) -> int:
+        """Every answer that the load got must be in the books, once, at its price."""
+        answers = sum(target.answers for target in self.targets)
+        expected = answers * ANSWER_PICOS
+        charged = self._charged_picos(expected)
+        if charged != expected:
+            raise SystemExit(f"{answers} answers cost {expected}, and the books say {charged}")
+        return answers
+
+    def _charged_picos(self, expected: int) -> int:
         """What all events that are in the books cost, once it is what is expected or stays so."""
         spent, before = self._spent_picos(), -1
         while spent not in (expected, before):
@@ -206,7 +291,7 @@ def our_gateway(
     """A process for each set of cores. The worker, which settles beside it, is with the load."""
     folder.mkdir()
     configuration = folder / "steelyard.toml"
-    configuration.write_text(CONFIGURATION.format(url=f"http://127.0.0.1:{upstream.port}"))
+    configuration.write_text(CONFIGURATION.format(url=upstream.url))
     environment = product_environment(
         folder / "data",
         STEELYARD_CONFIG=str(configuration),
