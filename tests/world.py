@@ -1,5 +1,6 @@
 """The one test harness: the whole product in one process, spoken to in business verbs."""
 
+import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,14 +86,26 @@ class RecordingClient:
     events: list[str] = field(default_factory=list[str])
     has_started: bool = False
     _gone: anyio.Event = field(default_factory=anyio.Event)
+    _tell_left: Callable[[], None] | None = None
 
     async def left(self) -> None:
-        if 0 in {self.leaves_after, self.leaves_after_events}:
+        if self._leaves_at_once():
             self._gone.set()
         await self._gone.wait()
 
+    def when_left(self, tell: Callable[[], None] | None) -> None:
+        self._tell_left = tell
+        if self._leaves_at_once() or self._gone.is_set():
+            self.leave()
+
     def leave(self) -> None:
         self._gone.set()
+        if self._tell_left is not None:
+            # As a connection does: never while somebody is at work.
+            asyncio.get_running_loop().call_soon(self._tell_left)
+
+    def _leaves_at_once(self) -> bool:
+        return 0 in {self.leaves_after, self.leaves_after_events}
 
     async def start_stream(self, headers: dict[str, str]) -> None:
         self.has_started, self.status, self.headers = True, 200, headers
@@ -108,9 +121,9 @@ class RecordingClient:
         if self.watches is not None:
             self.watches()
         if self.leaves_after is not None and len(self.words()) >= self.leaves_after:
-            self._gone.set()
+            self.leave()
         if self.leaves_after_events is not None and len(self.events) >= self.leaves_after_events:
-            self._gone.set()
+            self.leave()
 
     async def answer(self, body: bytes, headers: Mapping[str, str]) -> None:
         self.has_started, self.status, self.headers = True, 200, headers

@@ -1,7 +1,7 @@
 """Bounds on connections, wherever the bytes are cut: beside uvicorn's own protocol, which has none."""
 
 import asyncio
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from itertools import pairwise
 from typing import Any
 
@@ -12,10 +12,11 @@ from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from steelyard.entrypoints.guarded_protocol import guarded
+from steelyard.entrypoints.guarded_protocol import GuardedProtocol, Serving
+from steelyard.entrypoints.openai_api.http_client import HttpClient
 
 HEADER_BYTES_MAX = 2048
-GUARDED = guarded(header_bytes_max=HEADER_BYTES_MAX, header_timeout_s=30)
+BODY_BYTES_MAX = 100_000
 
 
 class RecordingTransport(asyncio.Transport):
@@ -52,15 +53,33 @@ async def echo(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None
         size += len(message.get("body", b""))
         more = message.get("more_body", False)
     body = f"{scope['path']} {len(scope['headers'])} {size}\n".encode()
-    headers = [(b"content-length", str(len(body)).encode())]
+    kind = (b"content-type", b"text/plain")
+    headers = [(b"content-length", str(len(body)).encode()), kind]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def talk(kind: type[HttpToolsProtocol], pieces: list[bytes]) -> RecordingTransport:
-    transport = RecordingTransport()
+async def echo_guarded(client: HttpClient) -> None:
+    """The same, of our own server."""
+    size = len(await client.read_body(bytes_max=BODY_BYTES_MAX, timeout_s=30))
+    body = f"{client.path} {len(client.headers)} {size}\n".encode()
+    await client.answer(body, {"content-type": "text/plain"})
+
+
+def plain_protocol() -> asyncio.Protocol:
     config = Config(echo, ws="none", lifespan="off", log_config=None, access_log=False)
-    protocol = kind(config=config, server_state=ServerState(), app_state={})
+    return HttpToolsProtocol(config=config, server_state=ServerState(), app_state={})
+
+
+def guarded_protocol() -> asyncio.Protocol:
+    return GuardedProtocol(
+        Serving(echo_guarded, header_bytes_max=HEADER_BYTES_MAX, header_timeout_s=30)
+    )
+
+
+async def talk(make: Callable[[], asyncio.Protocol], pieces: list[bytes]) -> RecordingTransport:
+    transport = RecordingTransport()
+    protocol = make()
     protocol.connection_made(transport)
     for piece in pieces:
         while transport.is_paused and not transport.is_closed:
@@ -104,8 +123,8 @@ def test_requests_within_the_bounds_are_answered_as_without_them(
 ) -> None:
     pieces = cut(b"".join(asked), places)
 
-    plain = anyio.run(talk, HttpToolsProtocol, pieces)
-    bounded = anyio.run(talk, GUARDED, pieces)
+    plain = anyio.run(talk, plain_protocol, pieces)
+    bounded = anyio.run(talk, guarded_protocol, pieces)
 
     assert bounded.written.count(b"HTTP/1.1 200") == len(asked)
     assert _without_date(bounded.written) == _without_date(plain.written)
@@ -125,7 +144,7 @@ def test_headers_over_the_bound_are_refused_once_and_the_connection_is_closed(
     headers = "".join(f"h: {'v' * each}\r\n" for _ in range(count + 1))
     request = f"POST / HTTP/1.1\r\n{headers}content-length: 0\r\n\r\n".encode()
 
-    refused = anyio.run(talk, GUARDED, cut(request, places))
+    refused = anyio.run(talk, guarded_protocol, cut(request, places))
 
     assert refused.written.startswith(b"HTTP/1.1 431 ")
     assert refused.written.count(b"HTTP/1.1") == 1
@@ -138,7 +157,7 @@ def test_headers_over_the_bound_are_refused_once_and_the_connection_is_closed(
 def test_what_is_no_http_is_never_answered_with_anything_but_a_refusal(
     line: bytes, places: list[int]
 ) -> None:
-    told = anyio.run(talk, GUARDED, cut(b"\x00" + line, places))
+    told = anyio.run(talk, guarded_protocol, cut(b"\x00" + line, places))
 
     assert told.written.startswith(b"HTTP/1.1 400 ")
     assert b"http_malformed" in told.written

@@ -75,7 +75,7 @@ def _leak_holds(patch: Patch) -> None:
 
 
 def _lose_closes(patch: Patch) -> None:
-    async def durable(_outbox: Outbox, _pending: object) -> None:
+    async def durable(_outbox: Outbox, _pending: object, *, timeout_s: float | None = None) -> None:
         """The client sees the end before the disk has it."""
         await anyio.lowlevel.checkpoint()
 

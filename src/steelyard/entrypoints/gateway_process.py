@@ -3,23 +3,23 @@
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from email.utils import formatdate
 from typing import Final
 
 import anyio
 import structlog
-import uvicorn
 import uvloop
 
 from steelyard.app.gateway import open_gateway
-from steelyard.entrypoints.guarded_protocol import guarded
+from steelyard.clock import unix_seconds
+from steelyard.entrypoints.guarded_protocol import GuardedProtocol, Serving
 from steelyard.entrypoints.logs import configure_logs
 from steelyard.entrypoints.metrics_server import metrics_served
 from steelyard.entrypoints.openai_api.application import GatewayApplication
 from steelyard.entrypoints.openai_api.client_address import read_trusted_proxies
 from steelyard.entrypoints.patience import start_patiently
-from steelyard.listening import listen
+from steelyard.listening import BACKLOG, listen
 from steelyard.settings import Settings
 
 log = structlog.get_logger()
@@ -28,39 +28,56 @@ log = structlog.get_logger()
 CLOSE_S: Final = 10.0
 LOOK_AGAIN_S: Final = 0.02
 METRICS_TIMEOUT_S: Final = 5.0
+DATE_EVERY_S: Final = 1.0
 
 
-class DrainingServer(uvicorn.Server):
+class DrainingServer:
     """Stops in steps: it says that it is not ready; then it takes nothing new, and what is open may
     end; what has not by then is cut short and recorded. A second signal skips the waits."""
 
-    def __init__(self, config: uvicorn.Config, *, tell: Callable[[], None], delay_s: float) -> None:
-        super().__init__(config)
+    def __init__(
+        self, serving: Serving, *, tell: Callable[[], None], delay_s: float, drain_s: float
+    ) -> None:
+        self._serving = serving
         self._tell = tell
         self._delay_s = delay_s
+        self._drain_s = drain_s
         self._is_draining = False
+        self._is_hurried = False
+        self._stopping = asyncio.Event()
 
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Signals come through the event loop; afterwards the process ends by itself."""
+    async def serve(self, listener: socket.socket) -> None:
+        """Serve until a signal comes; afterwards the process ends by itself."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.drain)
-        yield
+        self._tell_date()
+        server = await loop.create_server(
+            lambda: GuardedProtocol(self._serving), sock=listener, backlog=BACKLOG
+        )
+        await self._stopping.wait()
+        server.close()
+        listener.close()
+        await self._shut_down()
 
     def drain(self) -> None:
         if self._is_draining:
-            self.should_exit = self.force_exit = True
+            self._is_hurried = True
+            self._stopping.set()
             return
         self._is_draining = True
         self._tell()
-        open_count = len(self.server_state.tasks)
+        open_count = len(self._serving.tasks)
         log.info("gateway.draining", open_requests=open_count, delay_s=self._delay_s)
-        asyncio.get_running_loop().call_later(self._delay_s, self._stop)
+        asyncio.get_running_loop().call_later(self._delay_s, self._stopping.set)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        tasks = self.server_state.tasks
+    async def _shut_down(self) -> None:
+        connections, tasks = self._serving.connections, self._serving.tasks
+        for connection in list(connections):
+            connection.shut_down()
+        with anyio.move_on_after(self._drain_s):
+            while (connections or tasks) and not self._is_hurried:
+                await anyio.sleep(LOOK_AGAIN_S)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -69,8 +86,10 @@ class DrainingServer(uvicorn.Server):
             while tasks:
                 await anyio.sleep(LOOK_AGAIN_S)
 
-    def _stop(self) -> None:
-        self.should_exit = True
+    def _tell_date(self) -> None:
+        """Whole seconds are exact enough for a header, and need no look at the clock each time."""
+        self._serving.date_line = f"date: {formatdate(unix_seconds(), usegmt=True)}\r\n"
+        asyncio.get_running_loop().call_later(DATE_EVERY_S, self._tell_date)
 
 
 def run_gateway(settings: Settings) -> None:
@@ -91,20 +110,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         file_bytes_max=settings.file_bytes_max,
         trusted_proxies=read_trusted_proxies(settings.trusted_proxies or ""),
     )
-    config = uvicorn.Config(
-        application,
-        http=guarded(
-            header_bytes_max=settings.header_bytes_max,
-            header_timeout_s=settings.header_timeout_s,
-        ),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # It would believe what anybody on this machine writes; see client_address.
-        proxy_headers=False,
-        timeout_graceful_shutdown=settings.drain_s,
+    serving = Serving(
+        application.answer,
+        header_bytes_max=settings.header_bytes_max,
+        header_timeout_s=settings.header_timeout_s,
     )
     loop = asyncio.get_running_loop()
 
@@ -122,5 +131,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     with serving_metrics:
         async with application.running():
             loop.add_signal_handler(signal.SIGHUP, application.look_at_configuration)
-            server = DrainingServer(config, tell=application.drain, delay_s=settings.drain_delay_s)
-            await server.serve(sockets=[listener])
+            server = DrainingServer(
+                serving,
+                tell=application.drain,
+                delay_s=settings.drain_delay_s,
+                drain_s=settings.drain_s,
+            )
+            await server.serve(listener)

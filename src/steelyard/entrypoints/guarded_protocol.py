@@ -1,67 +1,115 @@
-"""HTTP/1.1 as uvicorn speaks it, with bounds on what a connection may take before it is a request.
+"""HTTP/1.1 on httptools, with bounds on what a connection may take before it is a request.
 
-uvicorn reads headers of any size, for as long as the client likes, and goes on to read a body that
-nobody wants. Here each of them ends: with an answer that has a stable code where one can be given.
+A connection hands each request to the application as an HttpClient, in a task of its own; one after
+the other where they are pipelined. Headers of any size, headers that never end and bodies that
+nobody wants end here: with an answer that has a stable code where one can be given.
 """
 
+import asyncio
 from asyncio import TimerHandle
-from typing import Any
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+import structlog
 
 from steelyard.entrypoints.openai_api.error_answer import (
     HeadersTooLarge,
     HttpMalformed,
+    InternalError,
     RequestTimeout,
     error_body,
     status_of,
 )
+from steelyard.entrypoints.openai_api.http_client import STATUS_LINES, HttpClient
 from steelyard.errors import Refusal
 
+log = structlog.get_logger()
+
 # A header has a name, a value, and four bytes around them.
-AROUND_HEADER_BYTES = 4
+AROUND_HEADER_BYTES: Final = 4
+# How long a connection is kept on which nothing is asked.
+IDLE_TIMEOUT_S: Final = 5.0
+NAMES_REMEMBERED_MAX: Final = 1_000
 
 
 class _HeadersTooLarge(Exception):
     """Leaves the parser."""
 
 
-class GuardedProtocol(HttpToolsProtocol):
-    """One connection; `guarded` says what its bounds are."""
+@dataclass(eq=False)
+class Serving:
+    """What all connections of a server share: who answers, within which bounds, and what is open."""
 
+    answer: Callable[[HttpClient], Awaitable[None]]
     header_bytes_max: int
     header_timeout_s: float
+    # The header `Date` of now, as a line.
+    date_line: str = ""
+    connections: "set[GuardedProtocol]" = field(default_factory=lambda: set[GuardedProtocol]())
+    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    # Header names as they came, in lower case: clients use the same few.
+    names: dict[bytes, str] = field(default_factory=dict[bytes, str])
 
-    def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named)
+
+class GuardedProtocol(asyncio.Protocol):
+    """One connection; implements Line for the requests that come over it."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._loop = asyncio.get_running_loop()
+        self._transport = cast("asyncio.Transport", None)
+        self._parser: Any = httptools.HttpRequestParser(self)
+        # What follows a last request is not an error of that request.
+        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._is_in_headers = True
         self._has_begun = False
         self._message_count = 0
         # What has come of headers that are not whole, and what those have that are.
         self._fed_bytes = 0
         self._header_bytes = 0
-        self._deadline: TimerHandle | None = None
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        # The request that is read, the one that is answered, and those between.
+        self._reading: HttpClient | None = None
+        self._running: HttpClient | None = None
+        self._waiting: deque[HttpClient] = deque()
+        self._is_last = False
+        self._is_paused = False
+        self._can_write: asyncio.Event | None = None
+        # One timer for all deadlines: most are met long before they are due.
+        self._deadline: float | None = None
+        self._is_idle = False
+        self._timer: TimerHandle | None = None
 
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._set_deadline()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._serving.connections.add(self)
+        self._set_deadline(self._serving.header_timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._cancel_deadline()
-        super().connection_lost(exc)
+        self._serving.connections.discard(self)
+        self._deadline = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._waiting.clear()
+        if self._can_write is not None:
+            self._can_write.set()
+        if self._running is not None:
+            self._running.leave()
+        # It refers back to this connection.
+        self._parser = None
 
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        if self.transport.is_closing():
+        if self._transport.is_closing():
             return
         before = self._message_count
         try:
-            self.parser.feed_data(data)  # pyright: ignore[reportOptionalMemberAccess]
+            self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as error:
             if isinstance(error.__context__, _HeadersTooLarge):
                 self._refuse(self._too_large())
@@ -77,91 +125,223 @@ class GuardedProtocol(HttpToolsProtocol):
         # The piece in which a request begins may hold the end of another.
         if self._is_in_headers and self._message_count == before:
             self._fed_bytes += len(data)
-            if self._fed_bytes > self.header_bytes_max:
+            if self._fed_bytes > self._serving.header_bytes_max:
                 self._refuse(self._too_large())
 
+    def pause_writing(self) -> None:
+        if self._can_write is None:
+            self._can_write = asyncio.Event()
+        self._can_write.clear()
+
+    def resume_writing(self) -> None:
+        if self._can_write is not None:
+            self._can_write.set()
+
+    def shut_down(self) -> None:
+        """Take no request any more; what has come is answered."""
+        self._is_last = True
+        if self._running is None:
+            self._transport.close()
+        else:
+            newest = self._waiting[-1] if self._waiting else self._running
+            newest.is_kept_alive = False
+
+    # What the parser calls.
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
         self._is_in_headers, self._has_begun = True, True
         self._message_count += 1
         self._fed_bytes = self._header_bytes = 0
-        if self._deadline is None:
-            self._set_deadline()
+        self._url = b""
+        self._headers = []
+        if self._deadline is None or self._is_idle:
+            self._set_deadline(self._serving.header_timeout_s)
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
-        super().on_url(url)
+        self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + AROUND_HEADER_BYTES)
-        super().on_header(name, value)
+        if self._is_in_headers:
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._is_in_headers = False
-        self._cancel_deadline()
-        super().on_headers_complete()
+        self._deadline = None
+        client = self._read_head()
+        self._reading = client
+        if self._running is None:
+            self._start(client)
+        else:
+            self._waiting.append(client)
+            self.pause_reading()
+
+    def on_body(self, piece: bytes) -> None:
+        if self._reading is not None:
+            self._reading.feed(piece)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
-        if self.cycle.response_complete:
-            # It was answered before it was whole; it is now, and another may follow.
-            self._cancel_deadline()
+        if self._reading is not None:
+            if self._reading.is_answered:
+                # It was answered before it was whole; it is now, and another may follow.
+                self._set_idle()
+            self._reading.feed_end()
+            self._reading = None
         self._has_begun = False
 
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if self._has_begun and not self._is_in_headers:
+    # What the requests on it call.
+
+    @property
+    def date_line(self) -> str:
+        return self._serving.date_line
+
+    @property
+    def peer(self) -> tuple[str, int] | None:
+        # A name and a port; of a Unix socket it is no pair.
+        name: Any = self._transport.get_extra_info("peername")
+        return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+
+    @property
+    def is_blocked(self) -> bool:
+        return self._can_write is not None and not self._can_write.is_set()
+
+    async def writable(self) -> None:
+        if self._can_write is not None:
+            await self._can_write.wait()
+
+    def write(self, content: bytes) -> None:
+        self._transport.write(content)
+
+    def pause_reading(self) -> None:
+        if not self._is_paused:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def end_answer(self) -> None:
+        client, self._running = self._running, None
+        assert client is not None, "what is answered was running"
+        if self._transport.is_closing():
+            return
+        if not client.is_kept_alive or (self._is_last and not self._waiting):
+            self._transport.close()
+            return
+        self.resume_reading()
+        if self._waiting:
+            self._start(self._waiting.popleft())
+        elif self._has_begun and not self._is_in_headers:
             # Nobody wants the rest of the body; some clients read the answer only after it.
-            self._set_deadline()
+            self._set_deadline(self._serving.header_timeout_s)
+        elif not self._has_begun:
+            self._set_idle()
+
+    def _read_head(self) -> HttpClient:
+        parser, names = self._parser, self._serving.names
+        url, query = self._url, b""
+        if not url.startswith(b"/") or b"?" in url or b"#" in url:
+            parsed = httptools.parse_url(url)
+            url, query = parsed.path or b"/", parsed.query or b""
+        path = url.decode("ascii")
+        headers: dict[str, str] = {}
+        for name, value in self._headers:
+            known = names.get(name)
+            if known is None:
+                known = _remember(name, names)
+            headers[known] = value.decode("latin-1")
+        return HttpClient(
+            self,
+            method=parser.get_method().decode("ascii"),
+            path=unquote(path) if "%" in path else path,
+            query=query,
+            raw_headers=self._headers,
+            headers=headers,
+            is_kept_alive=parser.get_http_version() != "1.0" and parser.should_keep_alive(),
+        )
+
+    def _start(self, client: HttpClient) -> None:
+        self._running = client
+        tasks = self._serving.tasks
+        task = self._loop.create_task(self._run(client))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def _run(self, client: HttpClient) -> None:
+        """Let the application answer; one that does not is hung up on."""
+        try:
+            await self._serving.answer(client)
+        except Exception:
+            log.exception("connection.broke", path=client.path)
+        finally:
+            # Also when the process stops, and the answer is cut short.
+            if not client.is_answered and not client.has_left:
+                client.is_kept_alive = False
+                if client.has_started:
+                    self._running = None
+                    self._transport.close()
+                else:
+                    await client.answer(error_body(InternalError()), {}, status=500)
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
-        if self._header_bytes > self.header_bytes_max:
+        if self._header_bytes > self._serving.header_bytes_max:
             raise _HeadersTooLarge
 
-    def _set_deadline(self) -> None:
-        self._cancel_deadline()
-        self._deadline = self.loop.call_later(self.header_timeout_s, self._give_up)
+    def _set_idle(self) -> None:
+        self._set_deadline(IDLE_TIMEOUT_S)
+        self._is_idle = True
 
-    def _cancel_deadline(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _set_deadline(self, timeout_s: float) -> None:
+        self._is_idle = False
+        due = self._deadline = self._loop.time() + timeout_s
+        if self._timer is None or self._timer.when() > due:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self._look_at_deadline)
+
+    def _look_at_deadline(self) -> None:
+        self._timer = None
+        due = self._deadline
+        if due is None:
+            return
+        if self._loop.time() < due:
+            self._timer = self._loop.call_at(due, self._look_at_deadline)
+        else:
+            self._give_up()
 
     def _give_up(self) -> None:
         self._deadline = None
         if self._is_in_headers and self._has_begun:
-            self._refuse(
-                RequestTimeout(f"the headers took longer than {self.header_timeout_s:g} s")
-            )
-        elif not self.transport.is_closing():
-            self.transport.close()
+            timeout_s = self._serving.header_timeout_s
+            self._refuse(RequestTimeout(f"the headers took longer than {timeout_s:g} s"))
+        elif not self._transport.is_closing():
+            self._transport.close()
 
     def _too_large(self) -> HeadersTooLarge:
-        return HeadersTooLarge(f"the headers are larger than {self.header_bytes_max} bytes")
+        bytes_max = self._serving.header_bytes_max
+        return HeadersTooLarge(f"the headers are larger than {bytes_max} bytes")
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer, unless something else is being answered, and hang up."""
-        self._cancel_deadline()
-        if self.transport.is_closing():
+        self._deadline = None
+        if self._transport.is_closing():
             return
-        cycle: RequestResponseCycle | None = self.cycle
-        if not cycle or cycle.response_complete:
+        if self._running is None:
             body = error_body(refusal)
             head = (
-                b"content-type: application/json\r\n"
-                b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+                "content-type: application/json\r\n"
+                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
-            self.transport.write(STATUS_LINE[status_of(refusal)] + head + body)
-        self.transport.close()
+            self._transport.write(f"{STATUS_LINES[status_of(refusal)]}{head}".encode() + body)
+        self._transport.close()
 
 
-def guarded(*, header_bytes_max: int, header_timeout_s: float) -> type[GuardedProtocol]:
-    """The protocol with these bounds, for uvicorn to make connections of."""
-
-    class Bounded(GuardedProtocol):
-        pass
-
-    Bounded.header_bytes_max = header_bytes_max
-    Bounded.header_timeout_s = header_timeout_s
-    return Bounded
+def _remember(name: bytes, names: dict[bytes, str]) -> str:
+    text = name.decode("latin-1").lower()
+    if len(names) < NAMES_REMEMBERED_MAX and len(name) <= 64:
+        names[name] = text
+    return text

@@ -21,16 +21,19 @@ class Commit(Generic[T]):
         self._lock = threading.Lock()
         self._waiting: _Waiters = {}
 
-    async def durable(self) -> None:
-        """Return when it is on the disk, or raise what became of it."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] | None = None
-        with self._lock:
-            if not self.done.done():
-                waiter = loop.create_future()
-                self._waiting.setdefault(loop, []).append(waiter)
-        if waiter:
-            await waiter
+    async def durable(self, *, timeout_s: float | None = None) -> None:
+        """Return when it is on the disk, or raise what became of it; raises TimeoutError if that
+        is not known in time."""
+        if not self.done.done():
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
+            with self._lock:
+                # Whoever finishes it has the lock, and finds the waiter or was there before.
+                is_done = self.done.done()
+                if not is_done:
+                    self._waiting.setdefault(loop, []).append(waiter)
+            if not is_done:
+                await _wait(waiter, timeout_s)
         self.done.result()
 
     def finish(self, failure: Exception | None = None) -> None:
@@ -87,6 +90,22 @@ class CommitQueue(Generic[T]):
             while not self._gathered and not self._is_closed:
                 self._changed.wait()
             return self._gathered.popleft() if self._gathered else None
+
+
+async def _wait(waiter: "asyncio.Future[None]", timeout_s: float | None) -> None:
+    if timeout_s is None:
+        await waiter
+        return
+    alarm = waiter.get_loop().call_later(timeout_s, _expire, waiter)
+    try:
+        await waiter
+    finally:
+        alarm.cancel()
+
+
+def _expire(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())
 
 
 def _wake(waiters: "list[asyncio.Future[None]]") -> None:

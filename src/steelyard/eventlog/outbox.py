@@ -130,9 +130,12 @@ class Outbox:
         pending.commit = self._queue.put(pending)
         return pending
 
-    async def durable(self, pending: PendingEvent | PendingOpening) -> None:
-        """Return when it is on the disk; raises EventLogUnavailable if it never will be."""
-        await pending.commit.durable()
+    async def durable(
+        self, pending: PendingEvent | PendingOpening, *, timeout_s: float | None = None
+    ) -> None:
+        """Return when it is on the disk; raises EventLogUnavailable if it never will be, and
+        TimeoutError if that is not known in time."""
+        await pending.commit.durable(timeout_s=timeout_s)
 
     def amend(self, pending: PendingEvent, draft: EventDraft) -> bool:
         """Replace an event that is still waiting; False if it is on the disk already."""

@@ -12,8 +12,8 @@ from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admission, Admitted
 from steelyard.gateway.answer_cache import WHOLE
-from steelyard.gateway.closing import Closed, close_attempt
-from steelyard.gateway.disconnecting import HeldBackClient
+from steelyard.gateway.closing import Closed, Closing
+from steelyard.gateway.disconnecting import HeldBackClient, StoppedByLeaving
 from steelyard.gateway.recent_usage import RecentUsage
 from steelyard.gateway.relay import (
     Client,
@@ -130,14 +130,12 @@ async def run_attempt(
     finally:
         deployment.end()
         _tell_breaker(attempt, deployment)
-        # The client may be gone and the server stopping: the attempt is closed all the same.
-        with anyio.CancelScope(shield=True):
-            if not admitted.cache.is_hit:
-                admitted.counting.tokens_used = attempt.meter.tokens_used
-            try:
-                attempt.closed = await _close(gateway, attempt)
-            finally:
-                gateway.requests.end(admitted)
+        if not admitted.cache.is_hit:
+            admitted.counting.tokens_used = attempt.meter.tokens_used
+        try:
+            await _close(gateway, attempt)
+        finally:
+            gateway.requests.end(admitted)
     return attempt
 
 
@@ -147,14 +145,7 @@ async def _relay_until_client_leaves(
     """Relay; a client that leaves cancels the work upstream."""
     admitted, answer, meter = attempt.admitted, attempt.answer, attempt.meter
     held_back = HeldBackClient(client, admitted, meter, gateway.outbox, headers)
-
-    async def watch() -> None:
-        await client.left()
-        if not held_back.leave():
-            tasks.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watch)
+    with StoppedByLeaving(held_back):
         try:
             if admitted.asked.is_streamed:
                 await relay_stream(admitted, answer, meter, held_back, now=gateway.clock.now)
@@ -169,31 +160,35 @@ async def _relay_until_client_leaves(
             attempt.failure = failure
         finally:
             attempt.has_started = held_back.has_started
-        tasks.cancel_scope.cancel()
 
 
-async def _close(gateway: Gateway, attempt: Attempt) -> Closed | EventLogUnavailable:
-    """Record how the attempt ended; a disk that fails is an answer too."""
+async def _close(gateway: Gateway, attempt: Attempt) -> None:
+    """Record how the attempt ended; a disk that fails is an answer too. The client may be gone and
+    the server stopping: the attempt is closed all the same."""
     admitted, meter = attempt.admitted, attempt.meter
-    await admitted.cache.end(
-        is_whole=attempt.end_cause() in WHOLE, is_streamed=admitted.asked.is_streamed
-    )
+    end_cause, at = attempt.end_cause(), gateway.clock.now()
+    closing = Closing(admitted, meter, end_cause, at, gateway.admission.holding)
     try:
-        closed = await close_attempt(
-            admitted,
-            meter,
-            end_cause=attempt.end_cause(),
-            at=gateway.clock.now(),
-            holding=gateway.admission.holding,
-        )
-    except EventLogUnavailable as failure:
-        return failure
+        if admitted.cache.making is not None:
+            with anyio.CancelScope(shield=True):
+                is_whole, is_streamed = end_cause in WHOLE, admitted.asked.is_streamed
+                await admitted.cache.end(is_whole=is_whole, is_streamed=is_streamed)
+    finally:
+        try:
+            await closing.durable()
+        finally:
+            closed = attempt.closed = closing.closed
+            if isinstance(closed, Closed):
+                _note(gateway, attempt, closed)
+
+
+def _note(gateway: Gateway, attempt: Attempt, closed: Closed) -> None:
+    admitted, meter = attempt.admitted, attempt.meter
     gateway.recent.add(admitted, closed)
     gateway.requests.observe(admitted, closed, meter, at=gateway.clock.now())
     _log_served(attempt, closed)
     if gateway.audit is not None and not admitted.cache.is_hit:
         gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
-    return closed
 
 
 def _tell_breaker(attempt: Attempt, deployment: Deployment) -> None:

@@ -1,11 +1,14 @@
 """Closing an attempt: one usage event, durable before the client sees the end."""
 
 import asyncio
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from datetime import datetime
 
+import anyio
+
 from steelyard.billing.settlement_matrix import charged_usage
-from steelyard.eventlog.attempt_records import EventDraft
+from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
@@ -44,27 +47,57 @@ class Closed:
         return PricedUsage(usage, self.total, self.event_id, self.saved)
 
 
-async def close_attempt(
-    admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime, holding: Holding
-) -> Closed:
-    """Rate the attempt and record it; raises EventLogUnavailable if the disk does not take it.
+@dataclass(slots=True)
+class Closing:
+    """An attempt that is being closed: its event is on its way to the disk.
 
-    The event then waits in memory until the disk does. An answer that the client gets only now
-    is withheld, so its event is amended to charge nothing.
+    `closed` is what became of it, and says so for certain once `durable` has returned.
     """
-    closed, draft = _rate(admitted, meter, end_cause=end_cause, at=at)
-    outbox = holding.outbox
-    pending = holding.release(admitted.hold, draft, closed.usage, closed.total)
-    try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await outbox.durable(pending)
-    except TimeoutError as error:
-        if not admitted.asked.is_streamed:
-            _, amended = _rate(admitted, meter, end_cause="event_log_failed", at=at)
-            if not outbox.amend(pending, amended):
-                return closed
-        raise EventLogUnavailable("the end of the answer cannot be recorded") from error
-    return closed
+
+    admitted: Admitted
+    meter: AnswerMeter
+    end_cause: EndCause
+    at: datetime
+    holding: Holding
+    closed: Closed | EventLogUnavailable = field(init=False)
+    _pending: PendingEvent = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Rate the attempt, append its event and let go of its hold, all at once."""
+        closed, draft = _rate(self.admitted, self.meter, end_cause=self.end_cause, at=self.at)
+        hold = self.admitted.hold
+        self._pending = self.holding.release(hold, draft, closed.usage, closed.total)
+        self.closed = closed
+
+    async def durable(self) -> None:
+        """Return when the event is on the disk, or when it is known that the disk does not take it.
+
+        It then waits in memory until the disk does. An answer that the client gets only now is
+        withheld, so its event is amended to charge nothing.
+        """
+        try:
+            await self._durable()
+        except asyncio.CancelledError:
+            # The server stops, or what the request is a part of: its record is waited for.
+            with anyio.CancelScope(shield=True):
+                await self._durable()
+            if anyio.current_effective_deadline() > -math.inf:
+                raise
+            # A scope that was cancelled says so again, as soon as something else is waited for.
+
+    async def _durable(self) -> None:
+        outbox = self.holding.outbox
+        try:
+            await outbox.durable(self._pending, timeout_s=CLOSE_TIMEOUT_S)
+        except TimeoutError:
+            if not self.admitted.asked.is_streamed:
+                end_cause: EndCause = "event_log_failed"
+                _, amended = _rate(self.admitted, self.meter, end_cause=end_cause, at=self.at)
+                if not outbox.amend(self._pending, amended):
+                    return
+            self.closed = EventLogUnavailable("the end of the answer cannot be recorded")
+        except EventLogUnavailable as failure:
+            self.closed = failure
 
 
 def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
@@ -83,8 +116,7 @@ def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
 async def opening_durable(admitted: Admitted, outbox: Outbox) -> None:
     """Return when the opening of the attempt is on the disk; raises EventLogUnavailable."""
     try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await outbox.durable(admitted.opening)
+        await outbox.durable(admitted.opening, timeout_s=CLOSE_TIMEOUT_S)
     except TimeoutError as error:
         raise EventLogUnavailable("the beginning of the answer cannot be recorded") from error
 

@@ -1,7 +1,9 @@
 """The client as the relay sees it: its stream starts with its first event, which waits for the
 opening of the attempt, and it may leave before the answer is over."""
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
+from types import TracebackType
 
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
@@ -48,3 +50,40 @@ class HeldBackClient:
         except ClientLeft:
             if not self.leave():
                 raise
+
+
+@dataclass(slots=True)
+class StoppedByLeaving:
+    """A block that is cancelled once the client has gone, unless its answer is finished all the
+    same; such a cancellation ends here. One task does it all: nobody watches beside it."""
+
+    client: HeldBackClient
+    _task: "asyncio.Task[object]" = field(init=False)
+    _cancelling: int = 0
+    _has_stopped: bool = False
+    _is_over: bool = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None, "an attempt runs in a task"
+        self._task, self._cancelling = task, task.cancelling()
+        self.client.client.when_left(self._stop)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        self._is_over = True
+        self.client.client.when_left(None)
+        if not self._has_stopped:
+            return False
+        # Whoever else has cancelled the task meanwhile still wants it to end.
+        is_ours = self._task.uncancel() <= self._cancelling
+        return is_ours and kind is asyncio.CancelledError
+
+    def _stop(self) -> None:
+        if not self._is_over and not self._has_stopped and not self.client.leave():
+            self._has_stopped = True
+            self._task.cancel()

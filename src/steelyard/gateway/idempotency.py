@@ -56,6 +56,9 @@ class RememberingClient:
     has_answer: bool = False
     has_failed: bool = False
 
+    def when_left(self, tell: Callable[[], None] | None) -> None:
+        """It never does."""
+
     async def left(self) -> None:
         await anyio.sleep_forever()
 

@@ -40,6 +40,11 @@ class Client(EventTaker, Protocol):
 
     async def start_stream(self, headers: dict[str, str]) -> None: ...
 
+    def when_left(self, tell: Callable[[], None] | None) -> None:
+        """Call this from the event loop once the client has gone, also if it has already; only the
+        newest is called. None: nobody wants to know any more."""
+        ...
+
     async def left(self) -> None:
         """Return when the client has gone, and never before."""
         ...

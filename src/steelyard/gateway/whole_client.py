@@ -1,6 +1,6 @@
 """The client of work that is done here: it waits for a whole answer for ever, and has it then."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -18,6 +18,9 @@ class WholeClient:
     body: bytes | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     refused: UpstreamAnswer | None = None
+
+    def when_left(self, tell: Callable[[], None] | None) -> None:
+        """It never does."""
 
     async def left(self) -> None:
         await anyio.sleep_forever()

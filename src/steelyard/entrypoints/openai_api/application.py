@@ -14,7 +14,6 @@ from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
 from steelyard.clock import unix_seconds
 from steelyard.entrypoints.gateway_metrics import GatewayMetrics
-from steelyard.entrypoints.openai_api.asgi import AsgiClient, Receive, Scope, Send
 from steelyard.entrypoints.openai_api.batch_answers import BatchDoor
 from steelyard.entrypoints.openai_api.client_address import client_address
 from steelyard.entrypoints.openai_api.document_routes import (
@@ -32,6 +31,7 @@ from steelyard.entrypoints.openai_api.error_answer import (
     status_of,
 )
 from steelyard.entrypoints.openai_api.health_answer import health_document
+from steelyard.entrypoints.openai_api.http_client import HttpClient
 from steelyard.entrypoints.openai_api.key_answers import (
     balance_document,
     models_document,
@@ -57,7 +57,7 @@ HEALTH: Final = frozenset({"/health", "/health/ready", LIVE})
 
 
 class GatewayApplication:
-    """An ASGI application; `lifespan` builds its parts when the server starts."""
+    """Answers requests; its parts are built by `running`, around the server."""
 
     def __init__(
         self,
@@ -80,10 +80,6 @@ class GatewayApplication:
         self._created = unix_seconds()
         self._is_draining = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._answer(scope, receive, send)
-
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
         """Hold the parts open around the server."""
@@ -103,14 +99,11 @@ class GatewayApplication:
         """Follow the configuration file at once."""
         self._running_parts().routing.look_now()
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {
-            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
-        }
-        client = AsgiClient(receive, send, headers)
-        request_id = _request_id(headers)
+    async def answer(self, client: HttpClient) -> None:
+        """Answer one request, whatever it is."""
+        request_id = _request_id(client.headers)
         try:
-            await self._route(scope, client, request_id)
+            await self._route(client, request_id)
         except SteelyardError as error:
             await self._answer_error(client, error, request_id)
         except Exception:
@@ -119,42 +112,42 @@ class GatewayApplication:
                 raise
             await self._answer_error(client, InternalError(), request_id)
 
-    async def _route(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
-        path, method = scope["path"], scope["method"]
+    async def _route(self, client: HttpClient, request_id: str) -> None:
+        path, method = client.path, client.method
         surface = SERVED.get(path)
         if surface is not None:
             client.errors = surface.errors
             _expect(method, "POST")
-            await self._serve(scope, client, request_id)
+            await self._serve(client, request_id)
         elif path in COUNTED:
             client.errors = COUNTED[path].errors
             _expect(method, "POST")
-            await self._count(scope, client, request_id)
+            await self._count(client, request_id)
         elif path.startswith(("/v1/files", "/v1/batches")):
-            await self._keep(scope, client, request_id)
+            await self._keep(client, request_id)
         elif path.startswith("/v1/pipelines"):
-            await self._pipe(scope, client, request_id)
+            await self._pipe(client, request_id)
         elif path == DOCUMENTS:
             _expect(method, "POST")
-            await self._run_document(scope, client, request_id)
+            await self._run_document(client, request_id)
         elif path in HEALTH:
             _expect(method, "GET")
             await self._tell_health(path, client)
         else:
-            await self._tell(scope, client, request_id)
+            await self._tell(client, request_id)
 
-    async def _find_key(self, scope: Scope, client: AsgiClient) -> VirtualKey:
+    async def _find_key(self, client: HttpClient) -> VirtualKey:
         """The key of a request, if it may come from where it comes from."""
         parts = self._running_parts()
         key = await parts.keys.find(authorization_of(client.headers))
         parts.limits.check_address(
-            key, lambda: client_address(scope, trusted=self._trusted_proxies)
+            key, lambda: client_address(_peer_and_headers(client), trusted=self._trusted_proxies)
         )
         return key
 
-    async def _serve(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
-        parts, path = self._running_parts(), scope["path"]
-        key = await self._find_key(scope, client)
+    async def _serve(self, client: HttpClient, request_id: str) -> None:
+        parts, path = self._running_parts(), client.path
+        key = await self._find_key(client)
         asked, body = await self._read(SERVED[path], client)
         asked = replace(asked, cache_control=client.headers.get("cache-control"))
         name = read_key(client.headers)
@@ -173,22 +166,21 @@ class GatewayApplication:
         if asked.is_streamed and client.has_started:
             await client.finish()
 
-    async def _keep(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+    async def _keep(self, client: HttpClient, request_id: str) -> None:
         """Files, and batches of requests out of them."""
-        key = await self._find_key(scope, client)
+        key = await self._find_key(client)
         door = BatchDoor(self._running_parts(), key, client, request_id, self._body_timeout_s)
-        query = scope["query_string"].decode("latin-1")
-        path, method = scope["path"], scope["method"]
-        await door.answer(method, path, query, bytes_max=self._file_bytes_max)
+        query = client.query.decode("latin-1")
+        await door.answer(client.method, client.path, query, bytes_max=self._file_bytes_max)
 
-    async def _pipe(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+    async def _pipe(self, client: HttpClient, request_id: str) -> None:
         """Pipelines, and runs of them."""
-        key = await self._find_key(scope, client)
+        key = await self._find_key(client)
         door = PipelineDoor(self._running_parts(), key, client, request_id, self._body_timeout_s)
-        await door.answer(scope["method"], scope["path"], bytes_max=self._body_bytes_max)
+        await door.answer(client.method, client.path, bytes_max=self._body_bytes_max)
 
     async def _read(
-        self, surface: Surface | FormSurface, client: AsgiClient
+        self, surface: Surface | FormSurface, client: HttpClient
     ) -> tuple[Asked, bytes]:
         if isinstance(surface, Surface):
             return await self._read_json(surface, client)
@@ -199,7 +191,7 @@ class GatewayApplication:
         # A file takes a while to look at; others must not wait for it.
         return await anyio.to_thread.run_sync(surface.parse, body, kind), body
 
-    async def _read_json(self, surface: Surface, client: AsgiClient) -> tuple[Asked, bytes]:
+    async def _read_json(self, surface: Surface, client: HttpClient) -> tuple[Asked, bytes]:
         body = await client.read_body(
             bytes_max=self._body_bytes_max, timeout_s=self._body_timeout_s
         )
@@ -208,27 +200,27 @@ class GatewayApplication:
         # A large body takes a while to look at; others must not wait for it.
         return await anyio.to_thread.run_sync(surface.parse, body), body
 
-    async def _run_document(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
-        key = await self._find_key(scope, client)
+    async def _run_document(self, client: HttpClient, request_id: str) -> None:
+        key = await self._find_key(client)
         body = await client.read_body(
             bytes_max=self._form_bytes_max, timeout_s=self._body_timeout_s
         )
         await serve_document(self._running_parts(), key, body, client, request_id)
 
-    async def _count(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+    async def _count(self, client: HttpClient, request_id: str) -> None:
         """Count a prompt and answer nothing else."""
-        parts, path = self._running_parts(), scope["path"]
-        key = await self._find_key(scope, client)
+        parts, path = self._running_parts(), client.path
+        key = await self._find_key(client)
         asked, _ = await self._read_json(COUNTED[path], client)
         quote = await parts.gateway.admission.quote(asked, key)
         document = quote_document(quote)
         await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
 
-    async def _tell(self, scope: Scope, client: AsgiClient, request_id: str) -> None:
+    async def _tell(self, client: HttpClient, request_id: str) -> None:
         """What a key may ask about itself."""
-        tell = self._find_answer(scope["path"])
-        _expect(scope["method"], "GET")
-        key = await self._find_key(scope, client)
+        tell = self._find_answer(client.path)
+        _expect(client.method, "GET")
+        key = await self._find_key(client)
         document = await tell(self._running_parts(), key)
         await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
 
@@ -244,7 +236,7 @@ class GatewayApplication:
             return lambda parts, key: models_document(parts, key, path, created=self._created)
         raise EndpointNotFound(f"there is nothing at {path}")
 
-    async def _tell_health(self, path: str, client: AsgiClient) -> None:
+    async def _tell_health(self, path: str, client: HttpClient) -> None:
         if path == LIVE:
             await client.answer(msgspec.json.encode({"status": "live"}), {})
             return
@@ -253,7 +245,7 @@ class GatewayApplication:
         await client.answer(msgspec.json.encode(document), {}, status=status)
 
     async def _answer_error(
-        self, client: AsgiClient, error: SteelyardError, request_id: str
+        self, client: HttpClient, error: SteelyardError, request_id: str
     ) -> None:
         status = status_of(error)
         log.info("request.refused", request_id=request_id, status=status, code=error.code)
@@ -273,6 +265,11 @@ def authorization_of(headers: Mapping[str, str]) -> str | None:
     if given is None and "x-api-key" in headers:
         return f"Bearer {headers['x-api-key']}"
     return given
+
+
+def _peer_and_headers(client: HttpClient) -> dict[str, Any]:
+    headers = [(name.lower(), value) for name, value in client.raw_headers]
+    return {"client": client.peer, "headers": headers}
 
 
 def _request_id(headers: Mapping[str, str]) -> str:

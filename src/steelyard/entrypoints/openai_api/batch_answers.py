@@ -12,8 +12,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
-from steelyard.entrypoints.openai_api.asgi import AsgiClient
 from steelyard.entrypoints.openai_api.error_answer import EndpointNotFound, MethodNotAllowed
+from steelyard.entrypoints.openai_api.http_client import HttpClient
 from steelyard.gateway.batches.batch_lines import ENDPOINTS
 from steelyard.gateway.batches.records import BatchInvalid, BatchOver, StoredBatch, StoredFile
 from steelyard.gateway.refusals import FileEmpty, FileMissing, InvalidForm, UnsupportedMediaType
@@ -47,7 +47,7 @@ class BatchDoor:
 
     parts: GatewayParts
     key: VirtualKey
-    client: AsgiClient
+    client: HttpClient
     request_id: str
     timeout_s: float
 

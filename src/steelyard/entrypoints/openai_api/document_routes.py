@@ -12,8 +12,8 @@ import msgspec
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
 from steelyard.billing.hold_decisions import HoldDeclined
-from steelyard.entrypoints.openai_api.asgi import AsgiClient
 from steelyard.entrypoints.openai_api.error_answer import DocumentNotFound
+from steelyard.entrypoints.openai_api.http_client import HttpClient
 from steelyard.gateway.documents.planning import Plan, plan_document
 from steelyard.gateway.documents.runner import Progress
 from steelyard.gateway.documents.store import StoredDocument, StoredPart
@@ -33,7 +33,7 @@ PATH = "/v1/documents"
 
 
 async def serve_document(
-    parts: GatewayParts, key: VirtualKey, body: bytes, client: AsgiClient, request_id: str
+    parts: GatewayParts, key: VirtualKey, body: bytes, client: HttpClient, request_id: str
 ) -> None:
     """Plan it, and run it unless only the plan was asked for."""
     kind = client.headers.get("content-type")
@@ -63,7 +63,7 @@ async def serve_document(
 
 
 async def _follow(
-    client: AsgiClient,
+    client: HttpClient,
     progress: Progress,
     tell: Callable[[], Awaitable[dict[str, Any]]],
     *,

@@ -9,8 +9,8 @@ import msgspec
 
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.app.gateway import GatewayParts
-from steelyard.entrypoints.openai_api.asgi import AsgiClient
 from steelyard.entrypoints.openai_api.error_answer import EndpointNotFound, MethodNotAllowed
+from steelyard.entrypoints.openai_api.http_client import HttpClient
 from steelyard.gateway.event_stream import write_named_event
 from steelyard.gateway.pipelines.pipeline import read_pipeline
 from steelyard.gateway.pipelines.pipeline_runner import quiet
@@ -44,7 +44,7 @@ class PipelineDoor:
 
     parts: GatewayParts
     key: VirtualKey
-    client: AsgiClient
+    client: HttpClient
     request_id: str
     timeout_s: float
 
