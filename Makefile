@@ -80,6 +80,10 @@ bench-engine: $(READY) ## the engine beside Flask with generate and beside trans
 	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks.engine
 
+.PHONY: bench-batches
+bench-batches: $(READY) ## a batch beside the same requests one by one, and its memory; LINES=100000; last line is JSON
+	@$(BIN)/python -m benchmarks.batches --lines $(or $(LINES),100000)
+
 .PHONY: bench-holds crash
 bench-holds: $(READY) ## how fast holds are granted, attempts recorded, Kafka drained, a crash recovered; last line is JSON
 	@$(BIN)/python -m benchmarks.holds $(if $(OPEN),--open $(OPEN))

@@ -1,6 +1,7 @@
 """Every row of the settlement matrix, on every database: what is charged when an answer ends so."""
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -9,8 +10,11 @@ import anyio
 import pytest
 
 from steelyard.billing.settlement_matrix import MATRIX
+from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway import recovery
+from steelyard.gateway.batches.records import BatchesUnavailable
 from steelyard.gateway.upstreams.scripted import Script
+from steelyard.gateway.workloads.asked import Asked
 from steelyard.gateway.workloads.chat import parse_chat
 from tests.world import INPUT_PRICE, OUTPUT_PRICE, World
 
@@ -240,3 +244,27 @@ def leave_a_hold_open(world: World, *, stream: bool = False) -> str:
         return admitted.hold.id
 
     return anyio.run(admit)
+
+
+@pytest.mark.parametrize("kind", [EventLogUnavailable, BatchesUnavailable, OSError])
+def test_an_answer_that_cannot_be_kept_before_its_charge_costs_nothing(
+    world: World, kind: type[Exception]
+) -> None:
+    world.organisation(dollars="1")
+    world.upstream.script = Script(words=WORDS, prompt_tokens=PROMPT_TOKENS)
+    body = {"model": "scripted", "messages": [{"role": "user", "content": "?"}], "max_tokens": 9}
+
+    async def keep(event_id: str, answer: bytes) -> None:
+        raise kind("the disk is full")
+
+    def parse() -> Asked:
+        return replace(parse_chat(json.dumps(body).encode()), keep=keep, is_repeatable=True)
+
+    with suppress(BaseExceptionGroup):
+        world.ask_parsed("acme", parse)
+    world.settle()
+
+    [event] = world.events()
+    assert event.data.amount == "0"
+    assert world.balance().held.picos == 0
+    assert world.differences() == []

@@ -215,7 +215,7 @@ async def _open_batches(
         owner=settings.gateway_name,
         lines_at_once=settings.batch_lines_at_once,
         find_key=stores.access.find_key,
-        booked=lambda ids: _booked(stores, ids).keys(),
+        booked=lambda ids: _booked(stores, ids),
     )
     await anyio.to_thread.run_sync(batches.find)
     return batches

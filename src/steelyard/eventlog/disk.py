@@ -34,8 +34,9 @@ class LocalFile:
     Each write is through to the disk: one call, in which the interpreter's lock is given up once.
     """
 
-    def __init__(self, path: Path) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_DSYNC
+    def __init__(self, path: Path, *, is_new: bool = True) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_DSYNC
+        flags |= os.O_TRUNC if is_new else 0
         self._descriptor = os.open(path, flags, 0o640)
 
     def append(self, content: memoryview) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
+import anyio
+
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.cut_short import cut_short, output_tokens_so_far
 from steelyard.gateway.event_stream import payload_of
@@ -65,7 +67,11 @@ async def relay_whole(
         raise _refusal(admitted, came)
     read = answer.read_whole(came.body, meter)
     if admitted.asked.keep is not None:
-        await admitted.asked.keep(admitted.hold.id, came.body)
+        # An answer that cannot be kept will be asked for again: it is not whole, and costs nothing.
+        meter.is_complete = False
+        with anyio.CancelScope(shield=True):
+            await admitted.asked.keep(admitted.hold.id, came.body)
+        meter.is_complete = True
     meter.deliver(read, at=now())
 
 

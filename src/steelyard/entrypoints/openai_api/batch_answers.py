@@ -165,7 +165,7 @@ class BatchDoor:
         batch = await self._batch(batch_id)
         if batch.is_over:
             raise BatchOver(f"the batch has ended already: it is {batch.status}")
-        await self._give(self.parts.batches.cancel(batch).as_document())
+        await self._give((await self.parts.batches.cancel(batch)).as_document())
 
     async def _file(self, file_id: str) -> StoredFile:
         store, key_id = self.parts.batches.store, self.key.id

@@ -1,10 +1,13 @@
 """The lines of a batch: read, checked, and made into requests that look like any other."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import anyio
+import anyio.to_thread
 import msgspec
 
 from steelyard.gateway.batches.records import LineError
@@ -20,6 +23,8 @@ from steelyard.gateway.workloads.rerank import parse_rerank
 LINES_MAX: Final = 100_000
 LINE_BYTES_MAX: Final = 4 * 1024 * 1024
 ERRORS_MAX: Final = 50
+AHEAD_LINES_MAX: Final = 64
+AHEAD_BYTES_MAX: Final = 1024 * 1024
 ENDPOINTS: Final[Mapping[str, Callable[[bytes], Asked]]] = {
     "/v1/chat/completions": parse_chat,
     "/v1/completions": parse_completion,
@@ -50,6 +55,33 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
             if line.strip():
                 number += 1
                 yield number, line
+
+
+class OpenLines:
+    """The lines that have no result, read in a thread, some ahead of those that are asked."""
+
+    def __init__(self, path: Path, *, is_done: Callable[[int], bool]) -> None:
+        self._lines = ((n, line) for n, line in numbered_lines(path) if not is_done(n))
+        self._ahead: deque[tuple[int, bytes]] = deque()
+        self._reading = anyio.Lock(fast_acquire=True)
+
+    async def take(self) -> tuple[int, bytes] | None:
+        """The next line; None behind the last one."""
+        async with self._reading:
+            if not self._ahead:
+                self._ahead.extend(await anyio.to_thread.run_sync(self._read))
+            return self._ahead.popleft() if self._ahead else None
+
+    def _read(self) -> list[tuple[int, bytes]]:
+        found: list[tuple[int, bytes]] = []
+        size = 0
+        while len(found) < AHEAD_LINES_MAX and size < AHEAD_BYTES_MAX:
+            following = next(self._lines, None)
+            if following is None:
+                break
+            found.append(following)
+            size += len(following[1])
+        return found
 
 
 def check_lines(path: Path, *, endpoint: str) -> tuple[int, list[LineError]]:

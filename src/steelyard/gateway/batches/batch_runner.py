@@ -4,7 +4,7 @@ Read `BatchRunner.run` first: it works on whatever is open, until the gateway st
 again where it was.
 """
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -17,17 +17,18 @@ from steelyard.access.rate_limit import RateLimited
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.clock import Clock
 from steelyard.errors import Failure, Refusal, SteelyardError
+from steelyard.eventlog.disk import sync_folder
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.batches.batch_lines import (
+    OpenLines,
     check_lines,
     custom_id_of,
-    numbered_lines,
     read_line,
 )
 from steelyard.gateway.batches.batch_results import BatchResults, JournalEntry
 from steelyard.gateway.batches.batch_store import BatchStore
-from steelyard.gateway.batches.records import Status, StoredBatch, StoredFile
+from steelyard.gateway.batches.records import BatchesUnavailable, Status, StoredBatch, StoredFile
 from steelyard.gateway.serve import serve
 from steelyard.gateway.upstreams.base import UpstreamUnavailable
 from steelyard.gateway.whole_client import WholeClient
@@ -42,7 +43,12 @@ PAUSE_S_MAX: Final = 15.0
 PROGRESS_S: Final = 1.0
 KEY_S: Final = 5.0
 BUSY: Final = frozenset({429, 503})
-WAITED_FOR: Final = (RateLimited, UpstreamUnavailable, EventLogUnavailable)
+WAITED_FOR: Final = (
+    RateLimited,
+    UpstreamUnavailable,
+    EventLogUnavailable,
+    BatchesUnavailable,
+)
 
 
 class LineRefused(Exception):
@@ -67,6 +73,15 @@ class _Running:
         return replace_batch(self.batch, completed=done.completed, failed=done.failed)
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line that is asked. Once it may be charged, nothing cancels it before its result is told."""
+
+    number: int
+    content: bytes
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+
 @dataclass(slots=True)
 class BatchRunner:
     """Works on the batches of one gateway; their lines take turns."""
@@ -77,8 +92,8 @@ class BatchRunner:
     owner: str
     lines_at_once: int
     find_key: Callable[[str], VirtualKey]
-    # Which of these events are in the books, for those that the outbox has no more.
-    booked: Callable[[Set[str]], Set[str]]
+    # What those of these events cost that are in the books, where the outbox has them no more.
+    booked: Callable[[Set[str]], Mapping[str, str]]
     _woken: anyio.Event = field(default_factory=anyio.Event)
     _running: dict[str, _Running] = field(default_factory=dict[str, _Running])
     _taken: set[str] = field(default_factory=set[str])
@@ -93,14 +108,14 @@ class BatchRunner:
         closed, in a thread."""
         for batch in self.store.open_batches(self.owner):
             if batch.status != "validating":
+                organisation = self.find_key(batch.key_id).department.organisation
                 results = self._open_results(batch)
-                results.resolve(self._charged)
-                results.close(is_over=False)
+                results.resolve(self._amounts, currency=organisation.currency)
 
     def wake(self) -> None:
         self._woken.set()
 
-    def cancel(self, batch: StoredBatch) -> StoredBatch:
+    async def cancel(self, batch: StoredBatch) -> StoredBatch:
         """Begin no more of its lines."""
         self._cancelled.add(batch.id)
         stopping = self._at(batch, "cancelling")
@@ -108,7 +123,7 @@ class BatchRunner:
         if running is not None:
             running.batch = stopping
             stopping = running.counted()
-        self.store.put_batch(stopping)
+        await self._put(stopping)
         self.wake()
         return stopping
 
@@ -165,7 +180,8 @@ class BatchRunner:
             is_over = True
         finally:
             del self._running[batch.id]
-            results.close(is_over=is_over)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: results.close(is_over=is_over))
 
     async def _validate(self, batch: StoredBatch) -> StoredBatch:
         path = self.store.path_of(batch.input_file_id)
@@ -181,39 +197,41 @@ class BatchRunner:
         return checked
 
     async def _answer_lines(self, running: _Running) -> None:
-        lines = self._open_lines(running)
+        path, results = self.store.path_of(running.batch.input_file_id), running.results
+        lines = OpenLines(path, is_done=results.is_done)
 
         async def answer_next() -> None:
-            for number, line in lines:
+            while (line := await self._take(running, lines)) is not None:
                 async with self._turns:
-                    await self._answer_line(running, number, line)
+                    with line.scope:
+                        await self._answer_line(running, line)
 
         async with anyio.create_task_group() as tasks:
             for _ in range(self.lines_at_once):
                 tasks.start_soon(answer_next)
+        await results.wait()
 
-    def _open_lines(self, running: _Running) -> Iterator[tuple[int, bytes]]:
-        """Lines that have no result, as long as there is to be one."""
+    async def _take(self, running: _Running, lines: OpenLines) -> _Line | None:
+        """The next line, as long as there is to be one."""
         batch = running.batch
-        for number, line in numbered_lines(self.store.path_of(batch.input_file_id)):
-            if running.results.is_done(number):
-                continue
+        while (found := await lines.take()) is not None:
+            number, content = found
             if batch.id in self._cancelled or running.batch.status == "cancelling":
                 running.stops = "cancelled"
-                return
-            if self._now() >= batch.expires_at:
-                running.stops = "expired"
-                error = {"code": "batch_expired", "message": "the batch ended before this line"}
-                name = custom_id_of(line)
-                running.results.refused(number, name, response=None, error=error)
-                continue
-            yield number, line
+                return None
+            if self._now() < batch.expires_at:
+                return _Line(number, content)
+            running.stops = "expired"
+            error = {"code": "batch_expired", "message": "the batch ended before this line"}
+            name = custom_id_of(content)
+            running.results.refused(number, name, response=None, error=error)
+        return None
 
-    async def _answer_line(self, running: _Running, number: int, line: bytes) -> None:
-        name, results = custom_id_of(line), running.results
+    async def _answer_line(self, running: _Running, line: _Line) -> None:
+        name, results, number = custom_id_of(line.content), running.results, line.number
         request_id = f"{running.batch.id}-{number}"
         try:
-            client = await self._ask(running, number, line, request_id)
+            client = await self._ask(running, line, request_id)
         except (LineRefused, SteelyardError) as error:
             told = {"code": error.code, "message": str(error)}
             results.refused(number, name, response=None, error=told)
@@ -227,15 +245,13 @@ class BatchRunner:
         response = {"status_code": status, "request_id": request_id, "body": _json(client)}
         results.refused(number, name, response=response, error=None)
 
-    async def _ask(
-        self, running: _Running, number: int, line: bytes, request_id: str
-    ) -> WholeClient:
+    async def _ask(self, running: _Running, line: _Line, request_id: str) -> WholeClient:
         """Ask until there is an answer, or a refusal that another try would not change."""
         pause_s, tries = FIRST_PAUSE_S, 0
         while True:
             client = WholeClient()
             try:
-                asked = self._asked(running, number, line, tries)
+                asked = self._asked(running, line, tries)
                 await serve(self.gateway, asked, running.key, client, request_id=request_id)
                 if client.refused is None or client.refused.status not in BUSY:
                     return client
@@ -247,6 +263,7 @@ class BatchRunner:
             except Failure as broken:
                 failure = broken
             tries += 1
+            line.scope.shield = False
             # What is away or busy may come back; what breaks off does so for a reason.
             is_waiting = isinstance(failure, WAITED_FOR)
             if not is_waiting and tries >= TRIES_MAX:
@@ -258,33 +275,45 @@ class BatchRunner:
             await anyio.sleep(min(pause_s, PAUSE_S_MAX))
             pause_s *= 2
 
-    def _asked(self, running: _Running, number: int, line: bytes, tries: int) -> Asked:
+    def _asked(self, running: _Running, line: _Line, tries: int) -> Asked:
         """The request of a line, whose attempts are called after it, and noted before they are
         charged."""
         batch, made = running.batch, [""]
-        name, asked = read_line(line, batch_id=batch.id)
+        name, asked = read_line(line.content, batch_id=batch.id)
 
         def new_attempt_id() -> str:
-            place = f"{number}/{batch.life}/{tries}/{len(made)}"
+            place = f"{line.number}/{batch.life}/{tries}/{len(made)}"
             made.append(derived_id(place, after=batch.id.removeprefix("batch_")))
             return made[-1]
 
         async def keep(event_id: str, body: bytes) -> None:
-            running.results.note(JournalEntry(number, name, event_id, msgspec.Raw(body)))
+            line.scope.shield = True
+            entry = JournalEntry(line.number, name, event_id, msgspec.Raw(body))
+            await running.results.note(entry)
 
         return replace(asked, keep=keep, new_attempt_id=new_attempt_id)
 
     async def _tell(self, running: _Running) -> None:
-        """Keep the counts, and look whether the key still works."""
+        """Keep results and counts, and look whether the key still works."""
         looked_at = anyio.current_time()
         while True:
             await anyio.sleep(PROGRESS_S)
-            await self._put(running.counted())
-            if anyio.current_time() - looked_at >= KEY_S:
-                looked_at = anyio.current_time()
-                running.key = await anyio.to_thread.run_sync(self.find_key, running.batch.key_id)
-                if running.key.revoked_at is not None:
-                    self._cancelled.add(running.batch.id)
+            running.results.flush()
+            try:
+                await self._put(running.counted())
+                if anyio.current_time() - looked_at >= KEY_S:
+                    looked_at = anyio.current_time()
+                    await self._look_at_key(running)
+            except Failure as failure:
+                # The lines go on: their results are kept in files of their own.
+                log.warning(
+                    "batch.progress_not_kept", batch_id=running.batch.id, reason=str(failure)
+                )
+
+    async def _look_at_key(self, running: _Running) -> None:
+        running.key = await anyio.to_thread.run_sync(self.find_key, running.batch.key_id)
+        if running.key.revoked_at is not None:
+            self._cancelled.add(running.batch.id)
 
     async def _finish(self, running: _Running) -> None:
         """Make the result files known, and then the end of the batch."""
@@ -317,14 +346,17 @@ class BatchRunner:
         )
 
     def _open_results(self, batch: StoredBatch) -> BatchResults:
-        path_of = self.store.path_of
-        return BatchResults(
-            batch.id, output=path_of(batch.output_file_id), errors=path_of(batch.error_file_id)
-        )
+        output, errors = map(self.store.path_of, (batch.output_file_id, batch.error_file_id))
+        try:
+            results = BatchResults(batch.id, output=output, errors=errors)
+            sync_folder(self.store.folder)
+        except OSError as error:
+            raise BatchesUnavailable(f"results cannot be kept: {error}") from error
+        return results
 
-    def _charged(self, event_ids: Set[str]) -> Set[str]:
-        found = self.gateway.outbox.events_among(frozenset(event_ids))
-        return found | self.booked(event_ids - found)
+    def _amounts(self, event_ids: Set[str]) -> Mapping[str, str]:
+        found = self.gateway.outbox.amounts_of(frozenset(event_ids))
+        return {**self.booked(event_ids - found.keys()), **found}
 
     def _at(self, batch: StoredBatch, status: Status) -> StoredBatch:
         moments = {**batch.moments, status: self._now()}
