@@ -1,8 +1,10 @@
 """Every row of the settlement matrix, on every database: what is charged when an answer ends so."""
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -10,9 +12,12 @@ import anyio
 import pytest
 
 from steelyard.billing.settlement_matrix import MATRIX
+from steelyard.eventlog.attempt_records import EventDraft
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway import recovery
 from steelyard.gateway.batches.records import BatchesUnavailable
+from steelyard.gateway.crash_drafts import Part
+from steelyard.gateway.recovery_process import DraftingProcess
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.gateway.workloads.chat import parse_chat
@@ -150,10 +155,15 @@ def test_an_attempt_that_its_upstream_is_still_at_work_on_costs_the_others_nothi
     assert world.differences() == []
 
 
+@pytest.mark.parametrize("drafted_by", ["the gateway", "a process", "a process that dies"])
 def test_more_attempts_than_are_asked_about_at_once_are_all_closed(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, drafted_by: str
 ) -> None:
     monkeypatch.setattr(recovery, "ATTEMPTS_AT_ONCE", 3)
+    if drafted_by != "the gateway":
+        monkeypatch.setattr(recovery, "PROCESS_FROM", 1)
+    if drafted_by == "a process that dies":
+        monkeypatch.setattr(recovery, "DraftingProcess", DyingDraftingProcess)
     world.organisation(dollars="1")
     attempts = [leave_a_hold_open(world, stream=True) for _ in range(10)]
     for attempt in attempts[::2]:
@@ -227,6 +237,15 @@ def test_a_client_whose_socket_takes_nothing_more_has_left(world: World) -> None
     assert [event.data.end_cause for event in world.events()] == ["client_left"]
     assert world.events()[0].data.meters["output.text"] == "2"
     assert world.differences() == []
+
+
+class DyingDraftingProcess(DraftingProcess):
+    """Dies after its first part."""
+
+    def draft_part(self, part: Part, *, at: datetime) -> Sequence[EventDraft]:
+        drafts = super().draft_part(part, at=at)
+        self._process.kill()
+        return drafts
 
 
 def leave_a_hold_open(world: World, *, stream: bool = False) -> str:

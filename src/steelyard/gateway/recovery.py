@@ -8,9 +8,7 @@ many there are, only a few parts of them are in memory at once.
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain, islice
-from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -19,41 +17,34 @@ import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 
 from steelyard.billing.books import Books
-from steelyard.billing.settlement_matrix import charged_usage
 from steelyard.clock import Clock
 from steelyard.collection import collection_paused
-from steelyard.errors import SteelyardError
-from steelyard.eventlog.attempt_records import EventDraft, OpenedAttempt, PendingEvent
+from steelyard.eventlog.attempt_records import OpenedAttempt, PendingEvent
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.closing import charge_for
+from steelyard.gateway.crash_drafts import CrashDrafts, LeftAttempt, Part
 from steelyard.gateway.event_draft import (
     Held,
-    close_record,
     opened_attempt,
     read_opened,
-    unserved_draft,
 )
 from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.prices import PriceDirectory
+from steelyard.gateway.recovery_process import DraftingProcess
 from steelyard.gateway.upstreams.base import (
     LoggedAttempt,
     Upstream,
     UpstreamFailed,
     UpstreamUnavailable,
 )
-from steelyard.metering.answer_meter import AnswerMeter
-from steelyard.metering.upstream_usage import read_upstream_usage
-from steelyard.metering.usage import ENGINE_TIME, NO_USAGE
-from steelyard.metering.usage_event import OpenedRecord
-from steelyard.timestamp import read_timestamp
 
 log = structlog.get_logger()
 
 ATTEMPTS_AT_ONCE = 1_000
 PARTS_READ_AHEAD = 1
 LOOK_AGAIN_S = 0.5
-CAUSE = "gateway_crashed"
+# From so many on, a process of its own drafts their events.
+PROCESS_FROM = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +55,6 @@ class LeftOpen:
     count: int
     attempts: Iterator[OpenedAttempt]
     leases: Mapping[str, str | None]
-
-
-class _Attempt(NamedTuple):
-    """An attempt that was left open."""
-
-    held: Held
-    opened: OpenedRecord
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Some attempts, with what their upstreams know of them."""
-
-    attempts: Sequence[_Attempt]
-    logged: Mapping[str, LoggedAttempt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +101,7 @@ class Recovery:
         last_events: dict[str, str] = {}
         count: int | None = None
         try:
-            count = await self._close_all(left.attempts, last_events)
+            count = await self._close_all(left, last_events)
         except* EventLogUnavailable as failures:
             log.error("holds.not_resolved", reason=str(failures.exceptions[0]))
         if count is None:
@@ -134,15 +110,30 @@ class Recovery:
             log.warning("holds.resolved_after_crash", count=count)
         await self.leases.end(left.leases, written=last_events)
 
-    async def _close_all(self, left: Iterator[OpenedAttempt], last_events: dict[str, str]) -> int:
-        """One part is written while the upstreams are asked about the next; returns how many."""
+    async def _close_all(self, left: LeftOpen, last_events: dict[str, str]) -> int:
+        """Draft and write everything; returns how many there were."""
+        drafts = await anyio.to_thread.run_sync(self._begin_drafting, left.count)
+        try:
+            return await self._close_with(drafts, left.attempts, last_events)
+        finally:
+            if isinstance(drafts, DraftingProcess):
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(drafts.close)
+
+    async def _close_with(
+        self,
+        drafts: CrashDrafts | DraftingProcess,
+        left: Iterator[OpenedAttempt],
+        last_events: dict[str, str],
+    ) -> int:
+        """One part is written while the upstreams are asked about the next."""
         count = 0
-        send, receive = anyio.create_memory_object_stream[_Part](PARTS_READ_AHEAD)
+        send, receive = anyio.create_memory_object_stream[Part](PARTS_READ_AHEAD)
         async with anyio.create_task_group() as tasks, receive:
             tasks.start_soon(self._ask_about, left, send)
             before: Sequence[PendingEvent] = ()
             async for part in receive:
-                pending = await anyio.to_thread.run_sync(self._write, part)
+                pending = await anyio.to_thread.run_sync(self._write, part, drafts)
                 last_events.update(
                     (held.lease_id, held.id) for held, _ in part.attempts if held.lease_id
                 )
@@ -153,7 +144,7 @@ class Recovery:
         return count
 
     async def _ask_about(
-        self, left: Iterator[OpenedAttempt], send: MemoryObjectSendStream[_Part]
+        self, left: Iterator[OpenedAttempt], send: MemoryObjectSendStream[Part]
     ) -> None:
         gives_up_at: dict[str, float] = {}
         async with send:
@@ -164,7 +155,7 @@ class Recovery:
                     logged |= await self._logged(
                         upstream_name, ids, gives_up_at=gives_up_at[upstream_name]
                     )
-                await send.send(_Part(attempts, logged))
+                await send.send(Part(attempts, logged))
 
     async def _logged(
         self, upstream_name: str, ids: Sequence[str], *, gives_up_at: float
@@ -188,59 +179,14 @@ class Recovery:
             await anyio.sleep(LOOK_AGAIN_S)
         return known
 
-    def _write(self, part: _Part) -> Sequence[PendingEvent]:
-        at, logged = self.clock.now(), part.logged
+    def _begin_drafting(self, count: int) -> CrashDrafts | DraftingProcess:
+        here = CrashDrafts(self.prices)
+        return here if count < PROCESS_FROM else DraftingProcess(here)
+
+    def _write(self, part: Part, drafts: CrashDrafts | DraftingProcess) -> Sequence[PendingEvent]:
         with collection_paused():
-            drafts = [self._draft(one, logged.get(one.held.id), at=at) for one in part.attempts]
-            return [self.outbox.append(draft) for draft in drafts]
-
-    def _draft(
-        self, attempt: _Attempt, logged: LoggedAttempt | None, *, at: datetime
-    ) -> EventDraft:
-        """The event of an attempt that its gateway could not close."""
-        held = attempt.held
-        if logged is None:
-            return unserved_draft(held, attempt.opened, end_cause=CAUSE, at=at)
-        try:
-            return self._logged_draft(attempt, logged, at=at)
-        except (SteelyardError, msgspec.ValidationError) as error:
-            log.error("upstream_log.unusable", event_id=held.id, reason=str(error))
-            return unserved_draft(held, attempt.opened, end_cause=CAUSE, at=at)
-
-    def _logged_draft(
-        self, attempt: _Attempt, logged: LoggedAttempt, *, at: datetime
-    ) -> EventDraft:
-        held, opened = attempt
-        produced = read_upstream_usage(logged.usage) or NO_USAGE
-        # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
-        delivered = produced if opened.is_streamed and produced.has_output else NO_USAGE
-        meter = AnswerMeter(reported=produced, delivered=delivered, raw_usage=logged.usage)
-        admitted_at = read_timestamp(opened.admitted_at)
-        pinned = self.prices.pinned(
-            opened.price_version,
-            model=opened.model_served,
-            at=admitted_at,
-            is_batch=opened.batch_id is not None,
-        )
-        charged = charged_usage(CAUSE, meter, policy=opened.disconnect_policy)
-        usage, charge = charge_for(charged, pinned)
-        if held.lease_id is not None:
-            # Of tokens no more was made than was held for: it has grown since it was opened, and
-            # its lease has what it grew by. Time may have taken more than any hold.
-            for_tokens = sum(line.picos for line in charge.lines if line.meter not in ENGINE_TIME)
-            held = held._replace(picos=max(held.picos, for_tokens))
-        record = close_record(
-            opened,
-            held,
-            meter=meter,
-            usage=usage,
-            amount=charge.total,
-            end_cause=CAUSE,
-            count_source=logged.count_source,
-            output_digest=None,
-            at=at,
-        )
-        return EventDraft(held.id, record)
+            drafted = drafts.draft_part(part, at=self.clock.now())
+            return [self.outbox.append(draft) for draft in drafted]
 
 
 def _as_grown(attempt: OpenedAttempt, placed: Mapping[str, int]) -> OpenedAttempt:
@@ -256,15 +202,15 @@ def _wait_for(pending: Sequence[PendingEvent]) -> None:
         event.done.result()
 
 
-def _read_some(left: Iterator[OpenedAttempt]) -> list[_Attempt]:
+def _read_some(left: Iterator[OpenedAttempt]) -> list[LeftAttempt]:
     with collection_paused():
         return [
-            _Attempt(Held(one.id, one.held, one.lease_id), read_opened(one.opened))
+            LeftAttempt(Held(one.id, one.held, one.lease_id), read_opened(one.opened))
             for one in islice(left, ATTEMPTS_AT_ONCE)
         ]
 
 
-def _by_upstream(attempts: Sequence[_Attempt]) -> Mapping[str, list[str]]:
+def _by_upstream(attempts: Sequence[LeftAttempt]) -> Mapping[str, list[str]]:
     """The ids that each upstream can be asked about at once."""
     grouped: dict[str, list[str]] = defaultdict(list)
     for attempt in attempts:

@@ -1,0 +1,95 @@
+"""What became of attempts whose gateway died, as the events that tell it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from steelyard.billing.settlement_matrix import charged_usage
+from steelyard.errors import SteelyardError
+from steelyard.eventlog.attempt_records import EventDraft
+from steelyard.gateway.closing import charge_for
+from steelyard.gateway.event_draft import Held, close_record, unserved_draft
+from steelyard.gateway.prices import PriceDirectory
+from steelyard.gateway.upstreams.base import LoggedAttempt
+from steelyard.metering.answer_meter import AnswerMeter
+from steelyard.metering.upstream_usage import read_upstream_usage
+from steelyard.metering.usage import ENGINE_TIME, NO_USAGE
+from steelyard.metering.usage_event import EndCause, OpenedRecord
+from steelyard.timestamp import read_timestamp
+
+log = structlog.get_logger()
+
+CAUSE: EndCause = "gateway_crashed"
+
+
+class LeftAttempt(NamedTuple):
+    """An attempt that was left open."""
+
+    held: Held
+    opened: OpenedRecord
+
+
+class Part(NamedTuple):
+    """Some attempts, with what their upstreams know of them."""
+
+    attempts: Sequence[LeftAttempt]
+    logged: Mapping[str, LoggedAttempt]
+
+
+@dataclass(frozen=True, slots=True)
+class CrashDrafts:
+    """Drafts the events of attempts that their gateway could not close."""
+
+    prices: PriceDirectory
+
+    def draft_part(self, part: Part, *, at: datetime) -> Sequence[EventDraft]:
+        logged = part.logged
+        return [self._draft(one, logged.get(one.held.id), at=at) for one in part.attempts]
+
+    def _draft(
+        self, attempt: LeftAttempt, logged: LoggedAttempt | None, *, at: datetime
+    ) -> EventDraft:
+        if logged is not None:
+            try:
+                return self._logged_draft(attempt, logged, at=at)
+            except (SteelyardError, msgspec.ValidationError) as error:
+                log.error("upstream_log.unusable", event_id=attempt.held.id, reason=str(error))
+        return unserved_draft(attempt.held, attempt.opened, end_cause="gateway_crashed", at=at)
+
+    def _logged_draft(
+        self, attempt: LeftAttempt, logged: LoggedAttempt, *, at: datetime
+    ) -> EventDraft:
+        held, opened = attempt
+        produced = read_upstream_usage(logged.usage) or NO_USAGE
+        # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
+        delivered = produced if opened.is_streamed and produced.has_output else NO_USAGE
+        meter = AnswerMeter(reported=produced, delivered=delivered, raw_usage=logged.usage)
+        pinned = self.prices.pinned(
+            opened.price_version,
+            model=opened.model_served,
+            at=read_timestamp(opened.admitted_at),
+            is_batch=opened.batch_id is not None,
+        )
+        charged = charged_usage(CAUSE, meter, policy=opened.disconnect_policy)
+        usage, charge = charge_for(charged, pinned)
+        if held.lease_id is not None:
+            # Of tokens no more was made than was held for: it has grown since it was opened, and
+            # its lease has what it grew by. Time may have taken more than any hold.
+            for_tokens = sum(line.picos for line in charge.lines if line.meter not in ENGINE_TIME)
+            held = held._replace(picos=max(held.picos, for_tokens))
+        record = close_record(
+            opened,
+            held,
+            meter=meter,
+            usage=usage,
+            amount=charge.total,
+            end_cause=CAUSE,
+            count_source=logged.count_source,
+            output_digest=None,
+            at=at,
+        )
+        return EventDraft(held.id, record)
