@@ -40,6 +40,7 @@ PATH: Final = "/v1/chat/completions"
 LOOK_S = 0.1
 WARM_UP = 2_000
 PAIRS = 3
+PAIRED = 5_000
 FUNDS = Decimal(1_000)
 
 
@@ -89,7 +90,7 @@ def main() -> None:
 
 
 def measure(folder: Path, *, lines: int, at_once: int) -> dict[str, Any]:
-    """Pairs of a tenth each for the rate, the first of a pair alternating; then all lines."""
+    """Pairs of some thousand each for the rate, the first alternating; then all lines."""
     with _running(folder, at_once=at_once) as product:
         secret = product.tenant("bench", dollars=str(FUNDS))
         bench = Bench(product, secret, at_once)
@@ -98,7 +99,7 @@ def measure(folder: Path, *, lines: int, at_once: int) -> dict[str, Any]:
         batches: list[Turn] = []
         for number in range(PAIRS):
             for turns, take in bench.in_turn(number, asked, batches):
-                turns.append(take(max(500, lines // 10)))
+                turns.append(take(min(PAIRED, lines)))
             console.print(f"gateway {asked[-1].per_s:.0f}/s, batch {batches[-1].per_s:.0f}/s")
         memory = Memory()
         whole = bench.run_batch(lines, memory)

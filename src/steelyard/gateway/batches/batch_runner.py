@@ -42,6 +42,8 @@ FIRST_PAUSE_S: Final = 0.25
 PAUSE_S_MAX: Final = 15.0
 PROGRESS_S: Final = 1.0
 KEY_S: Final = 5.0
+# Lines in hand for each that is asked: the others are written down and charged meanwhile.
+LINES_PER_TURN: Final = 3
 BUSY: Final = frozenset({429, 503})
 WAITED_FOR: Final = (
     RateLimited,
@@ -73,13 +75,32 @@ class _Running:
         return replace_batch(self.batch, completed=done.completed, failed=done.failed)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Line:
-    """A line that is asked. Once it may be charged, nothing cancels it before its result is told."""
+    """A line that is asked. It has a turn until the model's server has answered; once it may be
+    charged, nothing cancels it before its result is told."""
 
     number: int
     content: bytes
+    turns: anyio.CapacityLimiter
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    has_turn: bool = False
+
+    async def take_turn(self) -> None:
+        await self.turns.acquire_on_behalf_of(self)
+        self.has_turn = True
+
+    def end_turn(self) -> None:
+        if self.has_turn:
+            self.turns.release_on_behalf_of(self)
+            self.has_turn = False
+
+    def begin_charging(self) -> None:
+        self.scope.shield = True
+        self.end_turn()
+
+    def end_charging(self) -> None:
+        self.scope.shield = False
 
 
 @dataclass(slots=True)
@@ -202,12 +223,11 @@ class BatchRunner:
 
         async def answer_next() -> None:
             while (line := await self._take(running, lines)) is not None:
-                async with self._turns:
-                    with line.scope:
-                        await self._answer_line(running, line)
+                with line.scope:
+                    await self._answer_line(running, line)
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(self.lines_at_once):
+            for _ in range(self.lines_at_once * LINES_PER_TURN):
                 tasks.start_soon(answer_next)
         await results.wait()
 
@@ -220,7 +240,7 @@ class BatchRunner:
                 running.stops = "cancelled"
                 return None
             if self._now() < batch.expires_at:
-                return _Line(number, content)
+                return _Line(number, content, self._turns)
             running.stops = "expired"
             error = {"code": "batch_expired", "message": "the batch ended before this line"}
             name = custom_id_of(content)
@@ -250,6 +270,7 @@ class BatchRunner:
         pause_s, tries = FIRST_PAUSE_S, 0
         while True:
             client = WholeClient()
+            await line.take_turn()
             try:
                 asked = self._asked(running, line, tries)
                 await serve(self.gateway, asked, running.key, client, request_id=request_id)
@@ -262,8 +283,10 @@ class BatchRunner:
                 raise
             except Failure as broken:
                 failure = broken
+            finally:
+                line.end_turn()
             tries += 1
-            line.scope.shield = False
+            line.end_charging()
             # What is away or busy may come back; what breaks off does so for a reason.
             is_waiting = isinstance(failure, WAITED_FOR)
             if not is_waiting and tries >= TRIES_MAX:
@@ -287,7 +310,7 @@ class BatchRunner:
             return made[-1]
 
         async def keep(event_id: str, body: bytes) -> None:
-            line.scope.shield = True
+            line.begin_charging()
             entry = JournalEntry(line.number, name, event_id, msgspec.Raw(body))
             await running.results.note(entry)
 

@@ -1,10 +1,6 @@
 """Files on the gateway's disk, and what is known of them and of batches, in SQLite beside them."""
 
-import sqlite3
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
@@ -16,8 +12,8 @@ from steelyard.gateway.batches.records import (
     StoredBatch,
     StoredFile,
 )
+from steelyard.gateway.local_store import LocalStore
 
-T = TypeVar("T")
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, key_id TEXT NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (
@@ -40,21 +36,22 @@ class BatchStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = threading.Lock()
-        self._connection = _translate(lambda: _open(folder))
+        self._file = LocalStore(folder / "batches.db", _SCHEMA, failure=BatchesUnavailable)
 
     def path_of(self, file_id: str) -> Path:
         return self.folder / file_id
 
     def put_file(self, file: StoredFile) -> None:
-        self._write(_PUT_FILE, (file.id, file.key_id, _encoder.encode(file)))
+        self._file.write(_PUT_FILE, (file.id, file.key_id, _encoder.encode(file)))
 
     def file(self, file_id: str, *, key_id: str) -> StoredFile:
         """A file of this key; raises FileNotFound."""
-        row = self._one("SELECT body FROM files WHERE id = ? AND key_id = ?", (file_id, key_id))
+        row = self._file.row(
+            "SELECT body FROM files WHERE id = ? AND key_id = ?", (file_id, key_id)
+        )
         if row is None:
             raise FileNotFound(f"this key has no file {file_id[:100]!r} here")
-        return _files.decode(row)
+        return _files.decode(row[0])
 
     def files(self, *, key_id: str, after: str | None, limit: int) -> list[StoredFile]:
         """The newest first."""
@@ -65,21 +62,26 @@ class BatchStore:
         """Raises FileNotFound, or FileInUse while a batch reads from it."""
         self.file(file_id, key_id=key_id)
         using = "SELECT body FROM batches WHERE input_file_id = ? AND is_over = 0"
-        if self._one(using, (file_id,)) is not None:
+        if self._file.row(using, (file_id,)) is not None:
             raise FileInUse
-        self._write("DELETE FROM files WHERE id = ?", (file_id,))
-        _translate(lambda: self.path_of(file_id).unlink(missing_ok=True))
+        self._file.write("DELETE FROM files WHERE id = ?", (file_id,))
+        try:
+            self.path_of(file_id).unlink(missing_ok=True)
+        except OSError as error:
+            raise BatchesUnavailable(f"a file cannot be deleted: {error}") from error
 
     def put_batch(self, batch: StoredBatch) -> None:
         row = (batch.id, batch.key_id, batch.owner, batch.is_over, batch.input_file_id)
-        self._write(_PUT_BATCH, (*row, _encoder.encode(batch)))
+        self._file.write(_PUT_BATCH, (*row, _encoder.encode(batch)))
 
     def batch(self, batch_id: str, *, key_id: str) -> StoredBatch:
         """A batch of this key; raises BatchNotFound."""
-        row = self._one("SELECT body FROM batches WHERE id = ? AND key_id = ?", (batch_id, key_id))
+        row = self._file.row(
+            "SELECT body FROM batches WHERE id = ? AND key_id = ?", (batch_id, key_id)
+        )
         if row is None:
             raise BatchNotFound(f"this key has no batch {batch_id[:100]!r} here")
-        return _batches.decode(row)
+        return _batches.decode(row[0])
 
     def batches(self, *, key_id: str, after: str | None, limit: int) -> list[StoredBatch]:
         """The newest first."""
@@ -89,40 +91,11 @@ class BatchStore:
     def open_batches(self, owner: str) -> list[StoredBatch]:
         """What a gateway has begun and not ended, the oldest first."""
         query = "SELECT body FROM batches WHERE owner = ? AND is_over = 0 ORDER BY id"
-        return [_batches.decode(row) for (row,) in self._rows(query, (owner,))]
+        return [_batches.decode(row) for (row,) in self._file.rows(query, (owner,))]
 
     def close(self) -> None:
-        self._connection.close()
+        self._file.close()
 
     def _page(self, table: str, key_id: str, after: str | None, limit: int) -> list[bytes]:
         query = _PAGE.format(table=table)
-        return [row for (row,) in self._rows(query, (key_id, after or _AFTER_ALL, limit))]
-
-    def _one(self, query: str, values: tuple[object, ...]) -> bytes | None:
-        rows = self._rows(query, values)
-        return rows[0][0] if rows else None
-
-    def _rows(self, query: str, values: tuple[object, ...]) -> list[tuple[bytes]]:
-        with self._lock:
-            return _translate(lambda: self._connection.execute(query, values).fetchall())
-
-    def _write(self, statement: str, values: tuple[object, ...]) -> None:
-        with self._lock:
-            _translate(lambda: self._connection.execute(statement, values))
-
-
-def _open(folder: Path) -> sqlite3.Connection:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "batches.db"
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.executescript(_SCHEMA)
-    return connection
-
-
-def _translate(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except (sqlite3.Error, OSError) as error:
-        raise BatchesUnavailable(f"files and batches cannot be kept: {error}") from error
+        return [row for (row,) in self._file.rows(query, (key_id, after or _AFTER_ALL, limit))]

@@ -4,18 +4,16 @@ A part is `answered` before its event is written and `charged` after it; a crash
 resolved when the gateway starts, by whether the event is there.
 """
 
-import sqlite3
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from steelyard.errors import Failure
+from steelyard.gateway.local_store import LocalStore
 
 DocumentState = Literal["running", "completed", "failed"]
-T = TypeVar("T")
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS documents (
@@ -77,19 +75,10 @@ class DocumentStore:
 
     def __init__(self, path: Path, *, owner: str) -> None:
         self._owner = owner
-        self._lock = threading.Lock()
-        try:
-            self._connection = sqlite3.connect(
-                path, isolation_level=None, check_same_thread=False, timeout=10
-            )
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = FULL")
-            self._connection.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise DocumentsUnavailable(f"documents cannot be kept: {error}") from error
+        self._file = LocalStore(path, _SCHEMA, failure=DocumentsUnavailable)
 
     def close(self) -> None:
-        self._connection.close()
+        self._file.close()
 
     def add(
         self, document_id: str, *, key_id: str, at: str, wanted: Wanted, sources: Sequence[str]
@@ -130,43 +119,32 @@ class DocumentStore:
         self._write((statement, [(state, complaint, document_id)]))
 
     def find(self, document_id: str) -> StoredDocument | None:
-        rows = self._read("SELECT * FROM documents WHERE id = ?", (document_id,))
+        rows = self._file.rows("SELECT * FROM documents WHERE id = ?", (document_id,))
         return _document(rows[0]) if rows else None
 
     def running(self) -> list[StoredDocument]:
         """Those of this gateway that are not over."""
         query = "SELECT * FROM documents WHERE owner = ? AND state = 'running' ORDER BY id"
-        return [_document(row) for row in self._read(query, (self._owner,))]
+        return [_document(row) for row in self._file.rows(query, (self._owner,))]
 
     def parts(self, document_id: str) -> list[StoredPart]:
         query = "SELECT * FROM parts WHERE document_id = ? ORDER BY stage, place"
         names = StoredPart.__struct_fields__
-        rows = self._read(query, (document_id,))
+        rows = self._file.rows(query, (document_id,))
         return [msgspec.convert(dict(zip(names, row[1:], strict=True)), StoredPart) for row in rows]
 
     def answered(self) -> dict[str, tuple[str, int, int]]:
         """Parts of this gateway whose events may or may not be there, by the event."""
         query = """SELECT event_id, document_id, stage, place FROM parts WHERE state = 'answered'
             AND document_id IN (SELECT id FROM documents WHERE owner = ?)"""
-        rows = self._read(query, (self._owner,))
+        rows = self._file.rows(query, (self._owner,))
         found = msgspec.convert(rows, list[tuple[str, str, int, int]])
         return {event: (document, stage, place) for event, document, stage, place in found}
 
-    def _read(self, query: str, values: tuple[object, ...]) -> list[tuple[object, ...]]:
-        try:
-            with self._lock:
-                return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise DocumentsUnavailable(f"documents cannot be read: {error}") from error
-
     def _write(self, *changes: tuple[str, Sequence[tuple[object, ...]]]) -> None:
-        try:
-            with self._lock, self._connection:
-                self._connection.execute("BEGIN IMMEDIATE")
-                for statement, rows in changes:
-                    self._connection.executemany(statement, rows)
-        except sqlite3.Error as error:
-            raise DocumentsUnavailable(f"documents cannot be written: {error}") from error
+        with self._file.transaction() as documents:
+            for statement, rows in changes:
+                documents.executemany(statement, rows)
 
 
 _ADD_PART = "INSERT OR IGNORE INTO parts (document_id, stage, place, source) VALUES (?, ?, ?, ?)"

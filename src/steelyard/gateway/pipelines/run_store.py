@@ -1,16 +1,14 @@
 """Runs of pipelines, and the answer of each of their calls, in SQLite in the data folder."""
 
-import sqlite3
-import threading
 from collections.abc import Callable, Set
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
 from steelyard.errors import Failure, Refusal
+from steelyard.gateway.local_store import LocalStore
 
-T = TypeVar("T")
 RunStatus = Literal["running", "completed", "failed"]
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS runs (id TEXT PRIMARY KEY, key_id TEXT NOT NULL, body BLOB NOT NULL);
@@ -63,17 +61,16 @@ class RunStore:
     """Every method raises RunsUnavailable when the disk fails."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.Lock()
-        self._connection = _translate(lambda: _open(path))
+        self._file = LocalStore(path, _SCHEMA, failure=RunsUnavailable, survives="kill")
 
     def put_run(self, run: StoredRun) -> None:
         body = msgspec.json.encode(run)
-        self._write("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run.id, run.key_id, body))
+        self._file.write("INSERT OR REPLACE INTO runs VALUES (?, ?, ?)", (run.id, run.key_id, body))
 
     def run(self, run_id: str, *, key_id: str) -> StoredRun:
         """A run of this key; raises RunNotFound."""
         query = "SELECT body FROM runs WHERE id = ? AND key_id = ?"
-        rows = self._rows(query, (run_id, key_id))
+        rows = self._file.rows(query, (run_id, key_id))
         if not rows:
             raise RunNotFound(f"this key has no run {run_id[:100]!r} here")
         return msgspec.json.decode(rows[0][0], type=StoredRun)
@@ -81,32 +78,28 @@ class RunStore:
     def put_call(self, call: StoredCall) -> None:
         place = (call.run_id, call.stage, call.place, call.event_id, call.department, call.body)
         picos = None if call.picos is None else str(call.picos)
-        self._write("INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", (*place, picos))
+        self._file.write(
+            "INSERT OR REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?, ?)", (*place, picos)
+        )
 
     def calls(self, run_id: str) -> list[StoredCall]:
         """The calls that have ended, in the order of their places."""
         query = "SELECT * FROM calls WHERE run_id = ? AND picos IS NOT NULL ORDER BY stage, place"
-        return [_call(row) for row in self._rows(query, (run_id,))]
+        return [_call(row) for row in self._file.rows(query, (run_id,))]
 
     def resolve(self, charged: Callable[[Set[str]], dict[str, int]]) -> None:
         """Finish the calls that an earlier life charged and did not tell, and drop the others."""
-        noted = [_call(row) for row in self._rows("SELECT * FROM calls WHERE picos IS NULL", ())]
+        noted = [
+            _call(row) for row in self._file.rows("SELECT * FROM calls WHERE picos IS NULL", ())
+        ]
         amounts = charged({call.event_id for call in noted}) if noted else {}
         for call in noted:
             if call.event_id in amounts:
                 self.put_call(msgspec.structs.replace(call, picos=amounts[call.event_id]))
-        self._write("DELETE FROM calls WHERE picos IS NULL", ())
+        self._file.write("DELETE FROM calls WHERE picos IS NULL", ())
 
     def close(self) -> None:
-        self._connection.close()
-
-    def _rows(self, query: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return _translate(lambda: self._connection.execute(query, values).fetchall())
-
-    def _write(self, statement: str, values: tuple[object, ...]) -> None:
-        with self._lock:
-            _translate(lambda: self._connection.execute(statement, values))
+        self._file.close()
 
 
 def _call(row: tuple[Any, ...]) -> StoredCall:
@@ -120,19 +113,3 @@ def _call(row: tuple[Any, ...]) -> StoredCall:
         body=body,
         picos=None if picos is None else int(picos),
     )
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    connection.execute("PRAGMA journal_mode = WAL")
-    # A killed process loses nothing of it; only a loss of power may.
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.executescript(_SCHEMA)
-    return connection
-
-
-def _translate(call: Callable[[], T]) -> T:
-    try:
-        return call()
-    except sqlite3.Error as error:
-        raise RunsUnavailable(f"runs cannot be kept: {error}") from error
