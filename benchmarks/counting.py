@@ -37,6 +37,11 @@ console = Console(stderr=True, highlight=False)
 
 
 def main() -> None:
+    print(json.dumps(measure()))
+
+
+def measure() -> dict[str, object]:
+    """The figures of all vocabularies."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         texts = MixedText(folder)
@@ -48,15 +53,11 @@ def main() -> None:
         console.print(f"a prompt of a million tokens: {loop}")
     # What is really counted with: the fast path where there is one.
     in_use = [figures[name]["fast"] or figures[name]["reference"] for name in BYTE_LEVEL]
-    print(
-        json.dumps(
-            {
-                "count_mb_per_s": min(figure for figure in in_use if figure is not None),
-                "mb_per_s": figures,
-                "million_token_prompt_loop_ms": loop,
-            }
-        )
-    )
+    return {
+        "count_mb_per_s": min(figure for figure in in_use if figure is not None),
+        "mb_per_s": figures,
+        "million_token_prompt_loop_ms": loop,
+    }
 
 
 class MixedText:

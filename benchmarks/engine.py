@@ -1,4 +1,5 @@
-"""The engine beside the obvious way, `transformers serve` and vLLM; with and without its cache.
+"""The engine beside the obvious way, `transformers serve` and vLLM; with and without its cache;
+and how fast tokens are counted.
 
 All serve the same weights in float32 on the same cores. Each rival sits beside our engine: both
 run, one is asked while the other is stopped (SIGSTOP), and they take turns, so that both meet the
@@ -31,6 +32,8 @@ from typing import Any
 import httpx
 import psutil
 from rich.console import Console
+
+from benchmarks import counting
 
 console = Console(stderr=True, highlight=False)
 READY_WITHIN_S = 400
@@ -111,6 +114,8 @@ def main() -> None:
             report |= _contest(f"vllm_{clients}", start, folder, options, clients=clients)
     if not options.no_prefix:
         report |= _prefix_contest(folder, options)
+    if not options.no_count:
+        report |= counting.measure()
     names = ("clients", "ramp_s", "rounds", "sittings", "tokens", "threads")
     print(json.dumps(report | {name: getattr(options, name) for name in names}))
 
@@ -348,6 +353,7 @@ def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--against", nargs="*", default=RIVALS, choices=RIVALS)
     parser.add_argument("--no-prefix", action="store_true", help="leave out the prefix cache")
+    parser.add_argument("--no-count", action="store_true", help="leave out how fast it counts")
     parser.add_argument("--sittings", type=int, default=3)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=2)
