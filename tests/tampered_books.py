@@ -84,11 +84,12 @@ def _key_of(world: World, table: str) -> str:
         "usage_events",
         "open_holds",
         "leases",
+        "event_shares",
         "usage_hours",
         "request_hours",
         "funding_hours",
     }
-    names = {"usage_events": "id", "open_holds": "id", "leases": "id"}
+    names = {"usage_events": "id", "open_holds": "id", "leases": "id", "event_shares": "event_id"}
     del world
     return names.get(table, "billed_hour") if has_own else "rowid"
 
@@ -99,6 +100,7 @@ def _do_business(world: World) -> None:
     _set_budgets(world, acme)
     for stream in (False, True, False):
         world.chat(stream=stream)
+    assert world.ask_split({"a department": 1}).status == 200
     world.settle()
     _suspend_and_quarantine(world)
     refund_event(world.stores.books, world.events()[0].id, picos=1_000_000, command=_command(world))

@@ -65,6 +65,8 @@ models:
       input.text: { amount: 2, per: 1M }
       output.text: { amount: 10, per: 1M }
 """
+QUESTION = b"""{"model": "scripted", "max_tokens": 20,
+    "messages": [{"role": "user", "content": "what do I owe?"}]}"""
 INPUT_PRICE = 2_000_000
 OUTPUT_PRICE = 10_000_000
 
@@ -363,11 +365,11 @@ class World:
 
     def ask_parsed_in(self, run: RunLease) -> Answered:
         """Ask as part of a run, whose money is set aside as a whole."""
-        body = {"model": "scripted", "max_tokens": 20}
-        body |= {"messages": [{"role": "user", "content": "what do I owe?"}]}
-        return self.ask_parsed(
-            "acme", lambda: replace(parse_chat(json.dumps(body).encode()), run_lease=run)
-        )
+        return self.ask_parsed("acme", lambda: replace(parse_chat(QUESTION), run_lease=run))
+
+    def ask_split(self, weights: Mapping[str, int], key: str = "acme") -> Answered:
+        """Ask for what departments bear by weight, by their ids."""
+        return self.ask_parsed(key, lambda: replace(parse_chat(QUESTION), split=weights))
 
     def ask_parsed(self, key: str, parse: Callable[[], Asked], **client: Any) -> Answered:
         """Ask for anything; `client` says when the client leaves."""

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from steelyard.access.tenant import Department, Organisation
 from steelyard.billing.billing_period import read_month
+from steelyard.billing.chargeback import split
 from steelyard.billing.chargeback_posting import (
     ChargebackEmpty,
     ChargebackPosted,
@@ -97,6 +98,60 @@ def test_posting_moves_paid_money_between_balances(shared: World) -> None:
     assert sum(moved.values()) == 0
     assert posted.chargeback.invoice == "acme-0001"
     assert shared.differences() == []
+
+
+def test_a_split_event_is_borne_by_its_departments_and_paid_by_one(shared: World) -> None:
+    acme, research, sales = (_department(shared, name).id for name in ("acme", "research", "sales"))
+    weights = {acme: 1, research: 1, sales: 5}
+    assert shared.ask_split(weights, key="acme").status == 200
+    shared.settle()
+
+    shown = _show(shared)
+
+    cost = read_decimal(shared.events()[0].data.amount)
+    expected = split(cost, weights)
+    assert _totals(shown.chargeback) == {
+        "acme": expected[acme],
+        "platform": 0,
+        "research": expected[research],
+        "sales": expected[sales],
+    }
+    assert _balances(shown.chargeback) == {
+        "acme": expected[research] + expected[sales],
+        "acme/research": -expected[research],
+        "acme/sales": -expected[sales],
+    }
+    assert sum(_totals(shown.chargeback).values()) == cost
+    assert shared.differences() == []
+
+
+def test_posting_moves_what_a_split_event_cost(shared: World) -> None:
+    weights = {_department(shared, "research").id: 2, _department(shared, "sales").id: 1}
+    shared.ask_split(weights, key="platform")
+    shared.settle()
+    _close(shared)
+    before = _available(shared)
+
+    posted = _post(shared, "november")
+
+    after = _available(shared)
+    moved = {name: after[name] - before[name] for name in before}
+    assert moved == _balances(posted.chargeback)
+    assert moved["acme"] == read_decimal(shared.events()[0].data.amount)
+    assert posted.chargeback == _show(shared).chargeback
+    assert shared.differences() == []
+
+
+def test_a_refund_of_a_split_event_goes_to_those_who_bear_it(shared: World) -> None:
+    weights = {_department(shared, "research").id: 2, _department(shared, "sales").id: 1}
+    shared.ask_split(weights, key="acme")
+    shared.settle()
+
+    event = shared.events()[0]
+    command = new_command(clock=shared.clock, actor="test", reason="test")
+    refund_event(shared.stores.books, event.id, picos=None, command=command)
+
+    assert set(_totals(_show(shared).chargeback).values()) == {0}
 
 
 def test_statements_say_what_was_charged_back(shared: World) -> None:

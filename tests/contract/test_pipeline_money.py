@@ -12,12 +12,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from steelyard.billing.billing_period import read_month
+from steelyard.billing.chargeback import split
+from steelyard.billing.chargeback_posting import show_chargeback
 from steelyard.gateway.pipelines.pipeline_runner import PipelineRunner
 from steelyard.gateway.pipelines.run_store import RunStore, StoredRun
 from steelyard.gateway.upstreams.base import UpstreamAnswer
 from steelyard.gateway.upstreams.scripted import ScriptedUpstream
 from steelyard.ids import new_id
-from steelyard.metering.usage_event import decode_event
+from steelyard.metering.usage_event import EventCharge, decode_event
 from steelyard.money import read_decimal, write_decimal
 from tests.world import INPUT_PRICE, OUTPUT_PRICE, World
 
@@ -128,11 +131,11 @@ class Pipelines:
         return sum(read_decimal(event.data.amount) for event in self.world.events())
 
 
-def _booked(world: World, ids: Any) -> Mapping[str, str]:
+def _booked(world: World, ids: Any) -> Mapping[str, EventCharge]:
     with world.stores.reports.snapshot() as snapshot:
         found = [snapshot.recent_events(event_id=one, limit=1) for one in ids]
     events = [decode_event(event.body) for listed in found for event in listed]
-    return {event.id: event.data.amount for event in events}
+    return {event.id: EventCharge(event.data.amount, event.data.meters) for event in events}
 
 
 def _stage(name: str, text: str, *, tokens: int = 20, rest: str = "") -> str:
@@ -218,6 +221,53 @@ def test_what_runs_side_by_side_is_paid_from_one_lease(pipelines: Pipelines) -> 
     assert run["usage"]["cost"] == write_decimal(30 * CALL)
     assert len({event.data.lease_id for event in pipelines.world.events()} - {None}) == 1
     assert _differences(pipelines) == []
+
+
+def test_what_departments_bear_of_a_run_is_what_they_are_charged_back(
+    pipelines: Pipelines,
+) -> None:
+    world = pipelines.world
+    organisation = world.organisation(dollars="1")
+    world.department(organisation, "research", pays_from="organisation")
+    world.department(organisation, "sales", pays_from="organisation")
+    stages = [
+        _stage("a", "one", rest=", payer: research"),
+        _stage("b", "${item}", rest=", payer: sales, for_each: '${input.texts}'"),
+        _stage("c", "all", rest=", after: [a, b], split: by_tokens"),
+        _stage("d", "more", rest=", split: { acme: 1, sales: 6 }"),
+    ]
+
+    run = pipelines.run(*stages, texts=["two", "three"])
+
+    # As many tokens were for sales as two calls have, and for research as one has.
+    by_tokens = split(CALL, {"research": 9, "sales": 18})
+    by_weight = split(CALL, {"acme": 1, "sales": 6})
+    borne = {
+        "acme": by_weight["acme"],
+        "research": CALL + by_tokens["research"],
+        "sales": 2 * CALL + by_tokens["sales"] + by_weight["sales"],
+    }
+    assert {name: read_decimal(share) for name, share in run["shares"].items()} == borne
+    assert sum(borne.values()) == 5 * CALL == pipelines.spent()
+    month = read_month("2026-11", time_zone="UTC")
+    with world.stores.chargebacks.snapshot() as reports:
+        shown = show_chargeback(reports, organisation, period=month).chargeback
+    totals = {line.department: read_decimal(line.total) for line in shown.departments}
+    assert totals == borne
+    assert _differences(pipelines) == []
+
+
+def test_a_split_by_tokens_of_stages_without_tokens_is_borne_by_who_pays(
+    pipelines: Pipelines,
+) -> None:
+    pipelines.world.organisation(dollars="1")
+    left_out = ", when: { value: '${input.texts.0}', in: [never] }"
+
+    run = pipelines.run(
+        _stage("a", "one", rest=left_out), _stage("b", "x", rest=", after: [a], split: by_tokens")
+    )
+
+    assert run["shares"] == {"acme": write_decimal(CALL)}
 
 
 def test_a_killed_run_gives_back_what_it_had_set_aside_and_goes_on(pipelines: Pipelines) -> None:

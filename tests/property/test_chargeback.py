@@ -25,7 +25,9 @@ from steelyard.billing.chargeback_report import (
     make_chargeback,
 )
 from steelyard.billing.chargeback_weights import WEIGHT_MAX
+from steelyard.billing.event_shares import shares_of
 from steelyard.billing.replayed_chargeback import balances_of
+from steelyard.billing.share_checks import expected_shares
 from steelyard.billing.statement import Period
 from steelyard.money import Currency, read_decimal, write_decimal
 
@@ -36,6 +38,10 @@ NAMES = [f"d{number}" for number in range(8)]
 picos = st.integers(-(10**25), 10**25)
 weights_of_one = st.dictionaries(st.sampled_from(NAMES), st.integers(1, WEIGHT_MAX), min_size=1)
 costs = st.fixed_dictionaries(dict.fromkeys(NAMES, picos))
+# What one department has paid for and another bears.
+split_costs = st.dictionaries(
+    st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)), picos, max_size=6
+)
 
 
 @st.composite
@@ -63,6 +69,17 @@ def test_shares_add_up_and_are_proportional_to_the_pico(
         assert abs(shares[name] - Fraction(amount * weight, whole)) < 1
 
 
+@given(st.integers(0, 10**25), weights_of_one)
+def test_verification_splits_an_event_as_settlement_does(
+    amount: int, weights: dict[str, int]
+) -> None:
+    shares = shares_of("event", picos=amount, weights=weights)
+
+    assert expected_shares(amount, weights) == {
+        share.department_id: (share.weight, share.picos) for share in shares
+    }
+
+
 @given(picos, weights_of_one, st.data())
 def test_shares_do_not_depend_on_order(
     amount: int, weights: dict[str, int], data: st.DataObject
@@ -80,11 +97,11 @@ def test_who_weighs_more_never_bears_less(amount: int, weights: dict[str, int]) 
     assert [abs(shares[name]) for name in ranked] == sorted(abs(p) for p in shares.values())
 
 
-@given(costs, chains())
+@given(costs, chains(), split_costs)
 def test_chains_move_everything_to_those_who_are_not_shared(
-    own: dict[str, int], weights: Weights
+    own: dict[str, int], weights: Weights, splits: dict[tuple[str, str], int]
 ) -> None:
-    shared_out = share_costs(own, weights)
+    shared_out = share_costs(own, weights, splits)
 
     assert sum(cost.total for cost in shared_out.values()) == sum(own.values())
     assert all(shared_out[name].total == 0 for name in weights)
@@ -105,12 +122,12 @@ def test_chains_do_not_depend_on_order(
     assert share_costs(own, shuffled) == share_costs(own, weights)
 
 
-@given(costs, chains(), st.lists(st.sampled_from("xyz"), min_size=8, max_size=8))
+@given(costs, chains(), split_costs, st.lists(st.sampled_from("xyz"), min_size=8, max_size=8))
 def test_what_moves_between_payers_is_the_difference_that_shares_make(
-    own: dict[str, int], weights: Weights, payers: list[str]
+    own: dict[str, int], weights: Weights, splits: dict[tuple[str, str], int], payers: list[str]
 ) -> None:
     payer_of = dict(zip(NAMES, payers, strict=True))
-    shared_out = share_costs(own, weights)
+    shared_out = share_costs(own, weights, splits)
 
     net = net_between_payers(shared_out, payer_of)
 
@@ -122,9 +139,19 @@ def test_what_moves_between_payers_is_the_difference_that_shares_make(
         assert net.get(payer, 0) == paid - bears
 
 
-@given(costs, chains(), st.lists(st.sampled_from("xyz"), min_size=8, max_size=8), picos)
+@given(
+    costs,
+    chains(),
+    split_costs,
+    st.lists(st.sampled_from("xyz"), min_size=8, max_size=8),
+    picos,
+)
 def test_verification_reads_out_of_the_document_what_was_to_move(
-    own: dict[str, int], weights: Weights, payers: list[str], unassigned: int
+    own: dict[str, int],
+    weights: Weights,
+    splits: dict[tuple[str, str], int],
+    payers: list[str],
+    unassigned: int,
 ) -> None:
     payer_of = dict(zip(NAMES, payers, strict=True))
     facts = ChargebackFacts(
@@ -137,12 +164,13 @@ def test_verification_reads_out_of_the_document_what_was_to_move(
         own=own,
         unassigned=unassigned,
         weights=weights,
+        splits=splits,
     )
     chargeback = make_chargeback(facts)
 
     found = balances_of(canonical_chargeback(chargeback), invoice="acme-0001")
 
-    net = net_between_payers(share_costs(own, weights), payer_of)
+    net = net_between_payers(share_costs(own, weights, splits), payer_of)
     rows = chargeback_rows(chargeback)
     assert found == {payer: (amount, USD) for payer, amount in net.items()}
     assert sum(read_decimal(row["amount"]) for row in rows) == sum(own.values()) + unassigned

@@ -3,13 +3,10 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from steelyard.errors import Refusal
 from steelyard.gateway.pipelines.pipeline import PipelineCyclic, PipelineMalformed, read_pipeline
 from steelyard.gateway.pipelines.pipeline_runner import SHIPPED
-from steelyard.gateway.pipelines.shares import split_by_weight
 from steelyard.gateway.pipelines.values import filled
 
 HEAD = "schema: steelyard.pipeline/v1\nname: p\ninput: [text]\nstages:\n"
@@ -33,6 +30,8 @@ def _pipeline(*stages: tuple[str, str, str], rest: str = "") -> str:
         (_pipeline(("a", "${}", "")), PipelineMalformed, "no path"),
         (_pipeline(("a", "x", ", split: {}")), PipelineMalformed, "weights"),
         (_pipeline(("a", "x", ", split: {b: 0}")), PipelineMalformed, "weights"),
+        (_pipeline(("a", "x", ", split: by_tokens")), PipelineMalformed, "wait for others"),
+        (_pipeline(("a", "x", ", split: evenly")), PipelineMalformed, "split"),
         (_pipeline(("a", "x", ", nonsense: 1")), PipelineMalformed, "nonsense"),
         (_pipeline(("input", "x", "")), PipelineMalformed, "name"),
         (_pipeline(("a", "x", ""), rest="output: '${b}'\n"), PipelineMalformed, "no stage"),
@@ -82,18 +81,3 @@ def test_a_lone_reference_keeps_its_type_and_others_are_text(template: Any, valu
     scope = {"a": {"list": [1, {"deep": 2}], "name": "you"}}
 
     assert filled(template, scope) == value
-
-
-@given(
-    st.integers(0, 10**20),
-    st.dictionaries(st.text(min_size=1, max_size=3), st.integers(1, 10**9), min_size=1, max_size=9),
-)
-def test_shares_add_up_and_are_within_a_pico_of_their_weight(
-    picos: int, weights: dict[str, int]
-) -> None:
-    shares = split_by_weight(picos, weights)
-
-    total = sum(weights.values())
-    assert sum(shares.values()) == picos
-    for name, share in shares.items():
-        assert abs(share * total - picos * weights[name]) < total

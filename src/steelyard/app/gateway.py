@@ -45,7 +45,7 @@ from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.base import Upstream
 from steelyard.ids import new_id
-from steelyard.metering.usage_event import decode_event
+from steelyard.metering.usage_event import EventCharge, decode_event
 from steelyard.pricing.price_book import PriceVersion
 from steelyard.settings import Settings
 
@@ -215,7 +215,7 @@ async def _open_batches(
         owner=settings.gateway_name,
         lines_at_once=settings.batch_lines_at_once,
         find_key=stores.access.find_key,
-        booked=lambda ids: _booked(stores, ids),
+        booked=lambda ids: {one: found.amount for one, found in _booked(stores, ids).items()},
     )
     await anyio.to_thread.run_sync(batches.find)
     return batches
@@ -240,12 +240,12 @@ async def _open_pipelines(
     return pipelines
 
 
-def _booked(stores: Stores, event_ids: Set[str]) -> dict[str, str]:
-    """What those of these events cost that are in the books."""
+def _booked(stores: Stores, event_ids: Set[str]) -> dict[str, EventCharge]:
+    """What those of these events charge that are in the books."""
     with stores.reports.snapshot() as snapshot:
         found = [snapshot.recent_events(event_id=one, limit=1) for one in event_ids]
     events = [decode_event(event.body) for listed in found for event in listed]
-    return {event.id: event.data.amount for event in events}
+    return {event.id: EventCharge(event.data.amount, event.data.meters) for event in events}
 
 
 def _answer_cache(settings: Settings, clock: Clock, closing: AsyncExitStack) -> AnswerCache:

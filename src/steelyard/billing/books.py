@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 
 from steelyard.billing.chargeback_books import ChargebackUnit
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
+from steelyard.billing.event_shares import EventShare
 from steelyard.billing.hourly_sums import UsageSums
 from steelyard.billing.quarantine import QuarantineUnit
 from steelyard.billing.re_rating import ReRatingUnit
@@ -101,6 +102,8 @@ class BooksUnit(ReRatingUnit, SuspenseUnit, QuarantineUnit, ChargebackUnit, Upst
     ) -> None:
         """Keep events: their bytes in one compressed segment, and a row for each."""
         ...
+
+    def insert_event_shares(self, shares: Sequence[EventShare]) -> None: ...
 
     def add_to_hours(
         self, usage: UsageSums, funding: FundingSums, *, path_ids: Sequence[int]

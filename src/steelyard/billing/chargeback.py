@@ -1,4 +1,5 @@
-"""Chargeback: what a shared department cost is split among other departments, by weight.
+"""Chargeback: what a shared department cost is split among other departments, by weight, and what an
+event cost is borne by those that it is split among.
 
 Everything here is pure. `share_costs` says what each department costs after all shares, and
 `net_between_payers` what that moves between balances.
@@ -7,11 +8,14 @@ Everything here is pure. `share_costs` says what each department costs after all
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from types import MappingProxyType
 
 from steelyard.errors import Refusal
 
 # Who bears a shared department, by its name: departments with their weights.
 Weights = Mapping[str, Mapping[str, int]]
+# What a department has paid for and another bears, by both names.
+Splits = Mapping[tuple[str, str], int]
 
 
 class ChargebackCyclic(Refusal):
@@ -22,18 +26,23 @@ class ChargebackCyclic(Refusal):
 
 @dataclass(slots=True)
 class DepartmentCost:
-    """What a department cost by itself, what it bears of shared ones, and what others bear of it.
+    """What a department cost by itself, what it bears of others and of shared ones, and what others
+    bear of it.
 
     All departments together cost what they cost by themselves.
     """
 
     own: int
+    # What it bears of events that another department has paid for, by the name of that.
+    splits: dict[str, int] = field(default_factory=dict[str, int])
+    split_off: int = 0
     shares: dict[str, int] = field(default_factory=dict[str, int])
     passed_on: int = 0
 
     @property
     def total(self) -> int:
-        return self.own + sum(self.shares.values()) - self.passed_on
+        borne = sum(self.splits.values()) + sum(self.shares.values())
+        return self.own + borne - self.split_off - self.passed_on
 
 
 def split(picos: int, weights: Mapping[str, int]) -> dict[str, int]:
@@ -70,10 +79,18 @@ def order_shared(weights: Weights) -> list[str]:
         raise ChargebackCyclic(f"{circle} would be charged for each other in a circle") from error
 
 
-def share_costs(own: Mapping[str, int], weights: Weights) -> dict[str, DepartmentCost]:
-    """What each department costs, shared departments passed on; raises ChargebackCyclic."""
+def share_costs(
+    own: Mapping[str, int], weights: Weights, splits: Splits = MappingProxyType({})
+) -> dict[str, DepartmentCost]:
+    """What each department costs, split events and then shared departments passed on; raises
+    ChargebackCyclic."""
     names = {*own, *weights, *(name for shares in weights.values() for name in shares)}
+    names |= {name for pair in splits for name in pair}
     costs = {name: DepartmentCost(own.get(name, 0)) for name in sorted(names)}
+    for (payer, bearer), picos in sorted(splits.items()):
+        if payer != bearer and picos:
+            costs[bearer].splits[payer] = picos
+            costs[payer].split_off += picos
     for shared in order_shared(weights):
         passed_on = costs[shared].total
         for name, picos in split(passed_on, weights[shared]).items():
@@ -91,7 +108,7 @@ def net_between_payers(
     """
     net = dict.fromkeys(payer_of.values(), 0)
     for name, cost in costs.items():
-        for shared, picos in cost.shares.items():
+        for shared, picos in (*cost.splits.items(), *cost.shares.items()):
             net[payer_of[name]] -= picos
             net[payer_of[shared]] += picos
     return {payer: picos for payer, picos in sorted(net.items()) if picos}

@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from steelyard.billing.chargeback import Weights
+from steelyard.billing.chargeback import Splits, Weights
 from steelyard.billing.chargeback_report import DepartmentPlace
 from steelyard.billing.invoice_books import InvoiceReports, InvoiceUnit
+from steelyard.billing.statement import Period
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,10 @@ class ChargebackReports(InvoiceReports, Protocol):
 
     def weights_of(self, organisation_id: str) -> Weights:
         """Of every shared department, by name."""
+        ...
+
+    def splits_of(self, organisation_id: str, *, period: Period) -> Splits:
+        """What is borne of split events, and of adjustments of them, that are billed in a period."""
         ...
 
     def chargeback_of(self, invoice: str) -> PostedChargeback | None:

@@ -128,6 +128,7 @@ def read_facts(
         own=own,
         unassigned=unassigned,
         weights=reports.weights_of(organisation.id),
+        splits=reports.splits_of(organisation.id, period=period),
     )
 
 

@@ -6,13 +6,19 @@ What was posted keeps its document, so that weights can change afterwards.
 import csv
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import msgspec
 import rfc8785
 
-from steelyard.billing.chargeback import DepartmentCost, Weights, net_between_payers, share_costs
+from steelyard.billing.chargeback import (
+    DepartmentCost,
+    Splits,
+    Weights,
+    net_between_payers,
+    share_costs,
+)
 from steelyard.billing.statement import Period
 from steelyard.money import Currency, write_decimal
 from steelyard.timestamp import write_timestamp
@@ -42,7 +48,14 @@ class ShareLine(msgspec.Struct, frozen=True):
     amount: str
 
 
-class DepartmentLine(msgspec.Struct, frozen=True):
+class SplitLine(msgspec.Struct, frozen=True):
+    """What a department bears of events that another one has paid for."""
+
+    paid_by: str
+    amount: str
+
+
+class DepartmentLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a department cost; `department` is null for what is about the whole organisation."""
 
     department: str | None
@@ -51,6 +64,8 @@ class DepartmentLine(msgspec.Struct, frozen=True):
     shares: Sequence[ShareLine]
     passed_on: str
     total: str
+    splits: Sequence[SplitLine] = ()
+    split_off: str = "0"
 
 
 class BalanceLine(msgspec.Struct, frozen=True):
@@ -97,12 +112,15 @@ class ChargebackFacts:
     own: Mapping[str, int]
     unassigned: int
     weights: Weights
+    splits: Splits = field(default_factory=dict[tuple[str, str], int])
 
 
 def make_chargeback(facts: ChargebackFacts) -> Chargeback:
     """The document of these facts."""
     payer_of = {department.name: department.payer_id for department in facts.departments}
-    costs = share_costs({name: facts.own.get(name, 0) for name in payer_of}, facts.weights)
+    costs = share_costs(
+        {name: facts.own.get(name, 0) for name in payer_of}, facts.weights, facts.splits
+    )
     lines = [
         _department_line(name, cost, payer=facts.payers[payer_of[name]], weights=facts.weights)
         for name, cost in costs.items()
@@ -141,7 +159,7 @@ def read_chargeback(canonical: str) -> Chargeback:
 
 
 def write_chargeback_csv(chargeback: Chargeback) -> str:
-    """A row for each own cost, share and part passed on; they add up to the total."""
+    """A row for each own cost, split, share and part passed on; they add up to the total."""
     text = io.StringIO()
     writer: csv.DictWriter[str] = csv.DictWriter(text, CSV_COLUMNS, restval="")
     writer.writeheader()
@@ -160,6 +178,10 @@ def chargeback_rows(chargeback: Chargeback) -> Iterator[dict[str, str]]:
             "currency": chargeback.currency,
         }
         yield {**common, "line": "own", "amount": line.own}
+        for part in line.splits:
+            yield {**common, "line": "split", "shared": part.paid_by, "amount": part.amount}
+        if line.split_off != "0":
+            yield {**common, "line": "split_off", "amount": negated(line.split_off)}
         for share in line.shares:
             weights = {"weight": str(share.weight), "of_weights": str(share.of_weights)}
             named = {"line": "share", "shared": share.shared, "amount": share.amount}
@@ -184,6 +206,8 @@ def _department_line(
         shares=shares,
         passed_on=write_decimal(cost.passed_on),
         total=write_decimal(cost.total),
+        splits=[SplitLine(paid_by, write_decimal(p)) for paid_by, p in sorted(cost.splits.items())],
+        split_off=write_decimal(cost.split_off),
     )
 
 

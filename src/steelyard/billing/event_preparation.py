@@ -14,6 +14,7 @@ import msgspec
 
 from steelyard.billing.batch_rating import BatchRating, Rated
 from steelyard.billing.event_content import EventMalformed, check_content
+from steelyard.billing.event_shares import is_split
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS, ChargeWriter, UsageSums, sum_usage
 from steelyard.eventlog.log import LogRecord
 from steelyard.metering.event_segment import pack_bodies
@@ -63,6 +64,8 @@ class PreparedEvent(msgspec.Struct, frozen=True, array_like=True, gc=False):
     lease_id: str | None = None
     held: int = 0
     stated: int = 0
+    # Who is to bear the cost, by weight, where somebody is.
+    split: dict[str, int] | None = None
 
 
 class Malformed(msgspec.Struct, frozen=True, array_like=True):
@@ -112,6 +115,7 @@ class _Record(msgspec.Struct, gc=False):
     project_id: str | None = None
     lease_id: str | None = None
     batch_id: str | None = None
+    split: dict[str, int] | None = None
 
 
 class _Event(msgspec.Struct, gc=False):
@@ -180,7 +184,9 @@ def _sift(records: Sequence[LogRecord]) -> _Decoded:
             event = _decoder.decode(record.body)
             check_content(decode_event(record.body))
             if not _all_well_formed([event]):
-                raise EventMalformed("an amount, a count or a moment is not written as we write it")
+                raise EventMalformed(
+                    "an amount, a count, a moment or a split is not written as we write it"
+                )
         except (msgspec.DecodeError, msgspec.ValidationError, EventMalformed) as error:
             decoded.malformed.append(Malformed(place, f"not a usage event: {error}"))
             continue
@@ -205,6 +211,7 @@ def _all_well_formed(events: Sequence[_Event]) -> bool:
         and _each_is(_DECIMAL, amounts)
         and _each_is(_COUNT, counts)
         and _are_in_the_calendar(moments)
+        and all(is_split(record.split) for record in records if record.split is not None)
     )
 
 
@@ -276,6 +283,7 @@ def _prepare(
             [fact.lease_id for fact in facts],
             [_picos(fact.held) if fact.lease_id else 0 for fact in facts],
             [amount if fact.lease_id else 0 for fact, amount in zip(facts, stated, strict=True)],
+            [fact.split for fact in facts],
         )
     )
     assert len(prepared) == len(events), "every column has a value for each event"

@@ -30,8 +30,15 @@ def _balances(document: Chargeback) -> dict[str, tuple[int, str]] | None:
     net: dict[str, int] = defaultdict(int)
     borne: dict[str, int] = defaultdict(int)
     shared: dict[str, int] = defaultdict(int)
+    split_off: dict[str, int] = defaultdict(int)
     is_fair = True
     for line in document.departments:
+        for part in line.splits:
+            picos = read_decimal(part.amount)
+            borne[line.department or ""] += picos
+            split_off[part.paid_by] += picos
+            net[line.payer] -= picos
+            net[lines[part.paid_by].payer] += picos
         for share in line.shares:
             picos, whole = read_decimal(share.amount), share.of_weights
             borne[line.department or ""] += picos
@@ -41,7 +48,11 @@ def _balances(document: Chargeback) -> dict[str, tuple[int, str]] | None:
             is_fair &= abs(picos * whole - given[share.shared] * share.weight) < whole
     adds_up = all(
         read_decimal(line.total)
-        == read_decimal(line.own) + borne[line.department or ""] - given[line.department]
+        == read_decimal(line.own)
+        + borne[line.department or ""]
+        - split_off[line.department or ""]
+        - given[line.department]
+        and read_decimal(line.split_off) == split_off[line.department or ""]
         and given[line.department] == shared[line.department or ""]
         for line in document.departments
     )

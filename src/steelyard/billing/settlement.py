@@ -23,6 +23,7 @@ from steelyard.billing.books import (
 )
 from steelyard.billing.budgets import BudgetUse, settle_budget_draws
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
+from steelyard.billing.event_shares import EventShare, shares_of
 from steelyard.billing.hourly_sums import HOUR_CHARACTERS, UsageSums, read_charges
 from steelyard.billing.lease_settlement import LeaseSettlement
 from steelyard.ledger.hold import Draw, burn, read_budget_draws, read_draws, write_draws
@@ -196,6 +197,7 @@ class _Posting:
         self._leases.save(unit)
         path_ids = unit.path_ids(batch.paths)
         unit.insert_events(self.booked, batch, path_ids=path_ids, at=at)
+        unit.insert_event_shares(self._shares())
         unit.add_to_hours(self._usage(), self._funding_sums(), path_ids=path_ids)
         settle_budget_draws(unit, [*self._budget_uses, *self._leases.budget_uses()], at=at)
 
@@ -291,6 +293,17 @@ class _Posting:
                 billed_hour=billed_at[:HOUR_CHARACTERS],
             )
         return usage
+
+    def _shares(self) -> list[EventShare]:
+        """Who bears the events that are split; of a suspended one nothing is earned yet."""
+        return [
+            share
+            for event, _, picos, _, _, outcome in self.booked
+            if event.split is not None
+            for share in shares_of(
+                event.id, picos=picos if outcome == "settled" else 0, weights=event.split
+            )
+        ]
 
     def _funding_sums(self) -> FundingSums:
         paths = self._batch.paths

@@ -30,6 +30,7 @@ from steelyard.billing.ledger_checks import (
 )
 from steelyard.billing.log_checks import EffectCheck, LogCheck
 from steelyard.billing.replay import ReplayCheck
+from steelyard.billing.share_checks import ShareCheck, SharesByEvent
 from steelyard.billing.stored_event import (
     AccountRow,
     AdjustmentRow,
@@ -87,6 +88,12 @@ class Audit(Protocol):
         ...
 
     def event_rows(self, event_ids: Collection[str]) -> Mapping[str, EventRow]: ...
+
+    def event_shares(self, event_ids: Collection[str]) -> SharesByEvent:
+        """What departments bear of those of these events that are split."""
+        ...
+
+    def event_share_count(self) -> int: ...
 
     def event_count(self) -> int: ...
 
@@ -162,7 +169,7 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
         invoices,
     ]
     log = LogCheck(audit.positions(), audit.quarantined_hashes())
-    effects = EffectCheck()
+    effects, shares = EffectCheck(), ShareCheck()
     for segment in audit.segments():
         log.see_segment(segment)
         events = _match(segment, audit, log, chain)
@@ -170,6 +177,7 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
             replay.see(event)
             for check in checks:
                 check.see(event)
+        shares.see_batch(events, audit.event_shares([event.row.id for event in events]))
         effects.see_batch(segment, events, audit.batch_postings(segment.batch))
         if progress:
             progress(len(segment.bodies))
@@ -187,10 +195,13 @@ def verify_books(audit: Audit, *, progress: Callable[[int], None] | None = None)
         effects.finish(transactions.batch_count),
         *(check.finish() for check in checks),
         notes.finish(),
-        _check_documents(audit),
-        _check_suspense(audit),
-        _check_quarantine(audit),
+        shares.finish(audit.event_share_count()),
+        *_check_rest(audit),
     ]
+
+
+def _check_rest(audit: Audit) -> list[Check]:
+    return [_check_documents(audit), _check_suspense(audit), _check_quarantine(audit)]
 
 
 def _match(

@@ -27,7 +27,7 @@ from steelyard.eventlog.group_commit import Commit, CommitQueue
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.segment import read_batches
 from steelyard.eventlog.segment_writer import SegmentWriter
-from steelyard.metering.usage_event import encode_event, hash_event
+from steelyard.metering.usage_event import EventCharge, encode_event, hash_event
 
 log = structlog.get_logger()
 
@@ -52,13 +52,9 @@ class _LeasedEvent(msgspec.Struct):
     data: _Leased
 
 
-class _Charged(msgspec.Struct):
-    amount: str
-
-
 class _ChargedEvent(msgspec.Struct):
     id: str
-    data: _Charged
+    data: EventCharge
 
 
 _charged_decoder = msgspec.json.Decoder(_ChargedEvent)
@@ -174,11 +170,15 @@ class Outbox:
 
     def amounts_of(self, ids: Collection[str]) -> dict[str, str]:
         """What those of these events cost that are in the outbox; before anything is appended."""
-        wanted, found = set(ids), dict[str, str]()
+        return {event_id: charge.amount for event_id, charge in self.charges_of(ids).items()}
+
+    def charges_of(self, ids: Collection[str]) -> dict[str, EventCharge]:
+        """What those of these events charge that are in the outbox; before anything is appended."""
+        wanted, found = set(ids), dict[str, EventCharge]()
         if wanted:
             for batch in self._writer.batches():
                 events = (_charged_decoder.decode(body) for body in batch.events)
-                found.update({e.id: e.data.amount for e in events if e.id in wanted})
+                found.update({e.id: e.data for e in events if e.id in wanted})
         return found
 
     def last_events_of(self, lease_ids: Collection[str]) -> dict[str, str]:

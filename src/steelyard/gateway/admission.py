@@ -342,6 +342,7 @@ class Admission:
                 key, model=route.model.id, is_repeatable=asked.is_repeatable
             ),
             batch_id=asked.batch_id,
+            split=msgspec.UNSET if asked.split is None else dict(asked.split),
         )
 
     async def _hold(

@@ -8,6 +8,7 @@ import hashlib
 from typing import Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from steelyard.metering.usage import Usage
 
@@ -58,6 +59,8 @@ class OpenedRecord(msgspec.Struct, frozen=True, kw_only=True):
     disconnect_policy: DisconnectPolicy = "delivered"
     # The batch that it is a line of; such lines may have prices of their own.
     batch_id: str | None = None
+    # Who is to bear the cost, by weight: departments by id. Where nobody else is, nothing is said.
+    split: dict[str, int] | UnsetType = UNSET
 
 
 class UsageRecord(OpenedRecord, frozen=True, kw_only=True):
@@ -77,6 +80,13 @@ class UsageRecord(OpenedRecord, frozen=True, kw_only=True):
     lease_id: str | None = None
     # Of an answer from the cache: what it would have cost.
     saved: str | None = None
+
+
+class EventCharge(msgspec.Struct, frozen=True):
+    """What an event says that it costs, and for what."""
+
+    amount: str
+    meters: dict[str, str]
 
 
 class UsageEvent(msgspec.Struct, frozen=True, kw_only=True):

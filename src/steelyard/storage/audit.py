@@ -53,6 +53,9 @@ _EVENT_ROWS = SetStatement(
         billed_at, amount, charges, draws, budget_draws, outcome
     FROM usage_events WHERE id IN :ids"""
 )
+_SHARES = SetStatement(
+    "SELECT event_id, department_id, weight, picos FROM event_shares WHERE event_id IN :ids"
+)
 _HOLD_CONFLICTS = """SELECT e.id FROM ended_holds AS e JOIN usage_events AS u ON u.id = e.id
     UNION SELECT h.id FROM open_holds AS h JOIN usage_events AS u ON u.id = h.id
     UNION SELECT h.id FROM open_holds AS h JOIN ended_holds AS e ON e.id = h.id"""
@@ -207,6 +210,17 @@ class SqlAuditSnapshot:
                 outcome=outcome,
             )
         return found
+
+    def event_shares(
+        self, event_ids: Collection[str]
+    ) -> Mapping[str, Mapping[str, tuple[int, int]]]:
+        found: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
+        for event_id, department, weight, picos in _SHARES.rows_in(self._connection, event_ids):
+            found[event_id][department] = int(weight), int(picos)
+        return found
+
+    def event_share_count(self) -> int:
+        return self._count(schema.event_shares)
 
     def event_count(self) -> int:
         return self._count(schema.usage_events)

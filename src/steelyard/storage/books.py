@@ -18,6 +18,7 @@ from steelyard.billing.books import (
     QuarantinedEvent,
 )
 from steelyard.billing.event_preparation import PreparedBatch, UsagePath
+from steelyard.billing.event_shares import EventShare
 from steelyard.billing.hourly_sums import UsageSums
 from steelyard.storage import schema
 from steelyard.storage.bulk import BulkInsert, BulkSum
@@ -30,6 +31,7 @@ from steelyard.storage.suspense_unit import SqlSuspenseUnit
 from steelyard.storage.upstream_costs import SqlUpstreamUnit
 
 _INSERT_EVENTS = BulkInsert(schema.usage_events)
+_INSERT_SHARES = BulkInsert(schema.event_shares)
 _ADD_USAGE = BulkSum(schema.usage_hours)
 _ADD_REQUESTS = BulkSum(schema.request_hours)
 _ADD_FUNDING = BulkSum(schema.funding_hours)
@@ -152,6 +154,10 @@ class SqlBooksUnit(
                 for event, billed_at, picos, spent, budget_draws, outcome in booked
             ],
         )
+
+    def insert_event_shares(self, shares: Sequence[EventShare]) -> None:
+        if shares:
+            _INSERT_SHARES.run(self.connection, shares)
 
     def add_to_hours(
         self, usage: UsageSums, funding: FundingSums, *, path_ids: Sequence[int]

@@ -251,6 +251,18 @@ usage_events = Table(
     sqlite_with_rowid=False,
 )
 
+# Who bears the events that are split among departments: together what each costs.
+event_shares = Table(
+    "event_shares",
+    metadata,
+    Column("event_id", String(64), ForeignKey("usage_events.id"), primary_key=True),
+    Column("department_id", String(64), primary_key=True),
+    Column("weight", BigInteger, nullable=False),
+    Column("picos", Picos, nullable=False),
+    CheckConstraint("weight > 0", name="weight"),
+    sqlite_with_rowid=False,
+)
+
 # What the settled events of an hour add up to, per path, meter and price: kept by the worker in the
 # same transaction as the events, proved against them by `verify`.
 usage_hours = Table(
@@ -414,6 +426,7 @@ APPEND_ONLY: Sequence[Table] = (
     ended_holds,
     event_segments,
     usage_events,
+    event_shares,
     adjustments,
     suspense_decisions,
     re_rated_events,

@@ -3,18 +3,19 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 import yaml
 
+from steelyard.billing.event_shares import WEIGHT_MAX, is_split
 from steelyard.errors import Refusal
 from steelyard.gateway.batches.batch_lines import ENDPOINTS
 
 SCHEMA: Final = "steelyard.pipeline/v1"
 STAGES_MAX: Final = 50
 FAN_OUT_MAX: Final = 1_000
-WEIGHT_MAX: Final = 1_000_000_000
+BY_TOKENS: Final = "by_tokens"
 INPUT, ITEM = "input", "item"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _STAGE = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -55,7 +56,13 @@ class Stage(msgspec.Struct, forbid_unknown_fields=True):
     when: Condition | None = None
     for_each: str | None = None
     payer: str | None = None
-    split: dict[str, int] | None = None
+    split: dict[str, int] | Literal["by_tokens"] | None = None
+
+    @property
+    def departments(self) -> set[str]:
+        """Those that pay for it or bear it, as far as they are named."""
+        bearers = self.split if isinstance(self.split, dict) else {}
+        return {*bearers, *([self.payer] if self.payer else [])}
 
 
 class Pipeline(msgspec.Struct, forbid_unknown_fields=True):
@@ -131,10 +138,10 @@ def _check_stage(name: str, stage: Stage, pipeline: Pipeline) -> None:
             raise PipelineMalformed(f"{place} comes after {wanted[:100]!r}, which is no stage")
     for reference in references(_values(stage)):
         _check_reference(reference, place, pipeline, has_item=stage.for_each is not None)
-    if stage.split is not None:
-        wrong = [one for one in stage.split.values() if not 1 <= one <= WEIGHT_MAX]
-        if wrong or not stage.split:
-            raise PipelineMalformed(f"{place}: a split has weights from 1 to {WEIGHT_MAX}")
+    if stage.split == BY_TOKENS and not _needs(stage):
+        raise PipelineMalformed(f"{place}: a split {BY_TOKENS} is for stages that wait for others")
+    if isinstance(stage.split, dict) and not is_split(stage.split):
+        raise PipelineMalformed(f"{place}: a split has weights from 1 to {WEIGHT_MAX}")
 
 
 def _check_reference(reference: str, place: str, pipeline: Pipeline, *, has_item: bool) -> None:

@@ -5,11 +5,11 @@ it when it is tried again; what has ended is charged, what has not is not.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import anyio
 import anyio.to_thread
@@ -29,24 +29,31 @@ from steelyard.gateway.pipelines.pipeline import (
     Stage,
     read_pipeline,
 )
-from steelyard.gateway.pipelines.run_store import RunStore, StoredCall, StoredRun
-from steelyard.gateway.pipelines.shares import split_by_weight
+from steelyard.gateway.pipelines.run_at_work import Document, RunAtWork, StageStatus, Tell
+from steelyard.gateway.pipelines.run_store import (
+    Bearer,
+    CallCost,
+    RunStore,
+    StoredCall,
+    StoredRun,
+    written,
+)
 from steelyard.gateway.pipelines.values import filled
 from steelyard.gateway.refusals import InvalidRequest
-from steelyard.gateway.run_lease import RunLease
 from steelyard.gateway.serve import serve
 from steelyard.gateway.whole_client import WholeClient
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.ids import derived_id, new_id
-from steelyard.money import read_decimal, write_decimal
+from steelyard.metering.usage import tokens_within
+from steelyard.metering.usage_event import EventCharge, read_meters
+from steelyard.money import read_decimal
 
 log = structlog.get_logger()
 
 CALLS_AT_ONCE: Final = 16
 SHIPPED: Final = Path(__file__).parent / "shipped"
-Document = dict[str, Any]
-Tell = Callable[[str, Document], Awaitable[None]]
-StageStatus = Literal["completed", "skipped", "failed", "not_run"]
+# Pipelines of so many texts are kept as they were read.
+READ_MAX: Final = 100
 
 
 class PipelineNotFound(Refusal):
@@ -68,23 +75,6 @@ class StageFailed(Refusal):
 
 
 @dataclass(slots=True)
-class _Run:
-    """A run that is at work, and what it knows so far."""
-
-    stored: StoredRun
-    pipeline: Pipeline
-    key: VirtualKey
-    payers: Mapping[str, Department]
-    tell: Tell
-    scope: Document
-    known: dict[tuple[str, int], StoredCall]
-    # One hold for all stages, which grows as they come; none where nothing is run.
-    run_lease: RunLease | None = None
-    statuses: dict[str, StageStatus] = field(default_factory=dict[str, StageStatus])
-    errors: dict[str, SteelyardError] = field(default_factory=dict[str, SteelyardError])
-
-
-@dataclass(slots=True)
 class PipelineRunner:
     """Runs pipelines of the operator's folder, and those that ship."""
 
@@ -94,11 +84,12 @@ class PipelineRunner:
     folder: Path
     find_department: Callable[[str], Department]
     # What those of these events cost that are in the books.
-    booked: Callable[[Set[str]], Mapping[str, str]]
+    booked: Callable[[Set[str]], Mapping[str, EventCharge]]
     _limiter: anyio.CapacityLimiter = field(
         default_factory=lambda: anyio.CapacityLimiter(CALLS_AT_ONCE)
     )
     _at_work: set[str] = field(default_factory=set[str])
+    _pipelines: dict[str, Pipeline] = field(default_factory=dict[str, Pipeline])
 
     def find(self) -> None:
         """Finish the calls that an earlier life charged and did not tell; before anything of it is
@@ -119,7 +110,7 @@ class PipelineRunner:
     async def begin(self, name: str, given: Document, key: VirtualKey) -> StoredRun:
         """A new run, checked before anything is held; raises what is wrong with it."""
         definition = await anyio.to_thread.run_sync(self.definition, name)
-        pipeline = read_pipeline(definition)
+        pipeline = self._read(definition)
         missing = [one for one in pipeline.input if one not in given]
         unknown = [one for one in given if one not in pipeline.input]
         if missing or unknown:
@@ -127,7 +118,7 @@ class PipelineRunner:
             raise InvalidRequest(
                 f"the input {what}; {name} takes {', '.join(pipeline.input)}", parameter="input"
             )
-        await self._payers(pipeline, key)
+        await self._departments(pipeline, key)
         run = StoredRun(
             id=f"run_{new_id()}",
             key_id=key.id,
@@ -136,7 +127,7 @@ class PipelineRunner:
             input=given,
             created_at=int(self.clock.now().timestamp()),
         )
-        await anyio.to_thread.run_sync(self.store.put_run, run)
+        await written(self.store.put_run(run))
         return run
 
     async def begin_again(self, run: StoredRun) -> StoredRun:
@@ -144,18 +135,20 @@ class PipelineRunner:
         if run.id in self._at_work or run.status == "completed":
             raise RunOver
         again = msgspec.structs.replace(run, life=run.life + 1, status="running", error=None)
-        await anyio.to_thread.run_sync(self.store.put_run, again)
+        await written(self.store.put_run(again))
         return again
 
     async def run(self, stored: StoredRun, key: VirtualKey, tell: Tell) -> Document:
         """Run every stage as soon as those before it have ended; the run as it is at the end."""
-        pipeline = read_pipeline(stored.definition)
-        payers = await self._payers(pipeline, key)
-        calls = await anyio.to_thread.run_sync(self.store.calls, stored.id)
+        pipeline = self._read(stored.definition)
+        departments = await self._departments(pipeline, key)
+        # A run that has just begun has no calls yet.
+        is_new = stored.life == 1
+        calls = [] if is_new else await anyio.to_thread.run_sync(self.store.calls, stored.id)
         known = {(call.stage, call.place): call for call in calls}
         scope: Document = {"input": stored.input}
         run_lease = self.gateway.admission.holding.lease_for(stored.id)
-        run = _Run(stored, pipeline, key, payers, tell, scope, known, run_lease)
+        run = RunAtWork(stored, pipeline, key, departments, tell, scope, known, run_lease)
         self._at_work.add(stored.id)
         try:
             await self._run_stages(run)
@@ -165,17 +158,19 @@ class PipelineRunner:
                 status="failed" if error else "completed",
                 error={"code": error.code, "message": str(error)} if error else None,
             )
-            await anyio.to_thread.run_sync(self.store.put_run, run.stored)
+            await written(self.store.put_run(run.stored))
+            for write in run.writes:
+                write.result()
         finally:
             run_lease.end()
             self._at_work.discard(stored.id)
-        return self._document(run)
+        return run.document()
 
     def told(self, stored: StoredRun, key: VirtualKey) -> Document:
         """A run as far as it is, without what it is doing."""
-        pipeline = read_pipeline(stored.definition)
+        pipeline = self._read(stored.definition)
         known = {(call.stage, call.place): call for call in self.store.calls(stored.id)}
-        run = _Run(stored, pipeline, key, {}, _tell_nobody, {"input": stored.input}, known)
+        run = RunAtWork(stored, pipeline, key, {}, _tell_nobody, {"input": stored.input}, known)
         for (name, _), call in known.items():
             run.statuses[name] = "completed"
             stage, value = pipeline.stages[name], msgspec.json.decode(call.body)
@@ -183,9 +178,9 @@ class PipelineRunner:
                 run.scope[name] = value
             else:
                 run.scope.setdefault(name, []).append(value)
-        return self._document(run)
+        return run.document()
 
-    async def _run_stages(self, run: _Run) -> None:
+    async def _run_stages(self, run: RunAtWork) -> None:
         sorter = TopologicalSorter(run.pipeline.needs)
         sorter.prepare()
         changed = anyio.Event()
@@ -194,7 +189,7 @@ class PipelineRunner:
             nonlocal changed
             run.statuses[name] = await self._run_stage(run, name)
             sorter.done(name)
-            await run.tell("stage.ended", self._stage_document(run, name))
+            await run.tell("stage.ended", run.stage_document(name))
             changed.set()
 
         async with anyio.create_task_group() as tasks:
@@ -204,7 +199,7 @@ class PipelineRunner:
                 await changed.wait()
                 changed = anyio.Event()
 
-    async def _run_stage(self, run: _Run, name: str) -> StageStatus:
+    async def _run_stage(self, run: RunAtWork, name: str) -> StageStatus:
         stage = run.pipeline.stages[name]
         if any(run.statuses[one] in {"failed", "not_run"} for one in run.pipeline.needs[name]):
             return "not_run"
@@ -218,7 +213,7 @@ class PipelineRunner:
             return "failed"
         return "completed"
 
-    async def _call_all(self, run: _Run, name: str, stage: Stage) -> Any:
+    async def _call_all(self, run: RunAtWork, name: str, stage: Stage) -> Any:
         """The answer of a stage, or of each entry that it is for."""
         if stage.for_each is None:
             return await self._call(run, name, stage, 0, run.scope)
@@ -247,7 +242,7 @@ class PipelineRunner:
         return answers
 
     async def _call(
-        self, run: _Run, name: str, stage: Stage, place: int, scope: Mapping[str, Any]
+        self, run: RunAtWork, name: str, stage: Stage, place: int, scope: Mapping[str, Any]
     ) -> Any:
         known = run.known.get((name, place))
         if known is not None:
@@ -256,91 +251,64 @@ class PipelineRunner:
         asked = ENDPOINTS[stage.endpoint](body)
         if asked.is_streamed:
             raise PipelineMalformed(f"the stage {name!r} is not streamed")
+        payer, bearers = run.payer_of(name), run.bearers_of(name)
         key = run.key
-        if name in run.payers:
-            key = replace(key, department=run.payers[name], project=None)
-        made = _Attempts(run.stored, name, place, key.department.name, self.store)
+        if payer is not key.department:
+            key = replace(key, department=payer, project=None)
+        made = _Attempts(run.stored, name, place, payer.name, bearers, self.store)
+        split = {department: bearer.weight for department, bearer in bearers.items()} or None
         client = WholeClient()
-        asked = replace(made.noted(asked), run_lease=run.run_lease)
+        asked = replace(made.noted(asked), run_lease=run.run_lease, split=split)
         await serve(self.gateway, asked, key, client, request_id=run.stored.id)
         if client.body is None:
             assert client.refused is not None, "a call was answered or refused"
             said = client.refused.body.decode(errors="replace")[:300]
             raise StageFailed(f"{name}: the model's server says {client.refused.status}: {said}")
-        picos = read_decimal(client.headers["x-steelyard-cost"])
-        call = made.call(client.body, picos=picos)
-        self.store.put_call(call)
+        call = made.call(client.body, cost=self._cost_of(made.made[-1], key))
+        run.writes.append(self.store.put_call(call))
         run.known[name, place] = call
         return msgspec.json.decode(client.body)
 
-    async def _payers(self, pipeline: Pipeline, key: VirtualKey) -> dict[str, Department]:
-        """Who pays for a stage, where that is not the key's own department; raises
-        PipelineMalformed for one that there is not."""
+    def _cost_of(self, event_id: str, key: VirtualKey) -> CallCost:
+        organisation_id = key.department.organisation.id
+        closed = self.gateway.recent.find(event_id, organisation_id=organisation_id)
+        assert closed is not None, f"{event_id} has just been charged"
+        return CallCost(closed.total.picos, tokens_within(closed.usage.counts))
+
+    async def _departments(self, pipeline: Pipeline, key: VirtualKey) -> dict[str, Department]:
+        """Whom a pipeline names to pay or to bear; raises PipelineMalformed for one that there is
+        not."""
         organisation = key.department.organisation.name
-        payers: dict[str, Department] = {}
+        departments: dict[str, Department] = {}
         for name, stage in pipeline.stages.items():
-            for department in {*(stage.split or {}), *([stage.payer] if stage.payer else [])}:
+            for department in stage.departments - departments.keys():
                 try:
-                    found = await anyio.to_thread.run_sync(
+                    departments[department] = await anyio.to_thread.run_sync(
                         self.find_department, f"{organisation}/{department}"
                     )
                 except Refusal as error:
                     raise PipelineMalformed(f"the stage {name!r}: {error}") from error
-                if department == stage.payer:
-                    payers[name] = found
-        return payers
+        return departments
 
-    def _document(self, run: _Run) -> Document:
-        """The run with its tree of costs: the run, its stages, their calls."""
-        stages = [self._stage_document(run, name) for name in run.pipeline.stages]
-        total, shares = 0, dict[str, int]()
-        for call in run.known.values():
-            picos = call.picos or 0
-            total += picos
-            weights = run.pipeline.stages[call.stage].split or {call.department: 1}
-            for department, share in split_by_weight(picos, weights).items():
-                shares[department] = shares.get(department, 0) + share
-        assert sum(shares.values()) == total, f"{run.stored.id}: shares add up to the cost"
+    def _read(self, definition: str) -> Pipeline:
+        """A pipeline out of its text, which takes milliseconds the first time."""
+        pipeline = self._pipelines.get(definition)
+        if pipeline is None:
+            pipeline = read_pipeline(definition)
+            if len(self._pipelines) >= READ_MAX:
+                self._pipelines.clear()
+            self._pipelines[definition] = pipeline
+        return pipeline
+
+    def _charged(self, event_ids: Set[str]) -> dict[str, CallCost]:
+        found = self.gateway.outbox.charges_of(frozenset(event_ids))
+        charges = {**self.booked(event_ids - found.keys()), **found}
         return {
-            "id": run.stored.id,
-            "object": "pipeline.run",
-            "pipeline": run.stored.pipeline,
-            "status": run.stored.status,
-            "created_at": run.stored.created_at,
-            "error": run.stored.error,
-            "stages": stages,
-            "output": filled(run.pipeline.output, run.scope),
-            "usage": {
-                "cost": write_decimal(total),
-                "currency": run.key.department.organisation.currency,
-            },
-            "shares": {name: write_decimal(share) for name, share in sorted(shares.items())},
+            event_id: CallCost(
+                read_decimal(charge.amount), tokens_within(read_meters(charge.meters).counts)
+            )
+            for event_id, charge in charges.items()
         }
-
-    def _stage_document(self, run: _Run, name: str) -> Document:
-        calls = [call for (stage, _), call in sorted(run.known.items()) if stage == name]
-        document: Document = {
-            "name": name,
-            "status": run.statuses.get(name, "not_run"),
-            "cost": write_decimal(sum(call.picos or 0 for call in calls)),
-            "calls": [
-                {
-                    "event_id": call.event_id,
-                    "department": call.department,
-                    "cost": write_decimal(call.picos or 0),
-                }
-                for call in calls
-            ],
-        }
-        error = run.errors.get(name)
-        if error is not None:
-            document["error"] = {"code": error.code, "message": str(error)}
-        return document
-
-    def _charged(self, event_ids: Set[str]) -> dict[str, int]:
-        found = self.gateway.outbox.amounts_of(frozenset(event_ids))
-        amounts = {**self.booked(event_ids - found.keys()), **found}
-        return {event_id: read_decimal(amount) for event_id, amount in amounts.items()}
 
     def _places(self) -> tuple[Path, Path]:
         return self.folder, SHIPPED
@@ -354,24 +322,26 @@ class _Attempts:
     stage: str
     place: int
     department: str
+    bearers: Mapping[str, Bearer]
     store: RunStore
     made: list[str] = field(default_factory=list[str])
 
     def noted(self, asked: Asked) -> Asked:
         async def keep(_event_id: str, body: bytes) -> None:
-            self.store.put_call(self.call(body, picos=None))
+            await written(self.store.put_call(self.call(body, cost=None)))
 
         return replace(asked, keep=keep, new_attempt_id=self._new_id, is_repeatable=True)
 
-    def call(self, body: bytes, *, picos: int | None) -> StoredCall:
+    def call(self, body: bytes, *, cost: CallCost | None) -> StoredCall:
         return StoredCall(
             run_id=self.run.id,
             stage=self.stage,
             place=self.place,
             event_id=self.made[-1],
             department=self.department,
+            bearers=self.bearers,
             body=body,
-            picos=picos,
+            cost=cost,
         )
 
     def _new_id(self) -> str:

@@ -115,6 +115,8 @@ class Asked:
     # What the client says of the answer cache, in the words of `Cache-Control`.
     cache_control: str | None = None
     counts_max: Mapping[str, int] | None = None
+    # Who is to bear the cost, by weight, where that is not who pays: departments by id.
+    split: Mapping[str, int] | None = None
     # What is set aside for the run that it is part of, as a whole.
     run_lease: RunLease | None = None
     # Gets the event's id and a whole answer before the event is written, to keep it.

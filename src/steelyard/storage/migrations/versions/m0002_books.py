@@ -20,6 +20,7 @@ APPEND_ONLY = (
     "ended_holds",
     "event_segments",
     "usage_events",
+    "event_shares",
     "adjustments",
     "suspense_decisions",
     "re_rated_events",
@@ -274,6 +275,19 @@ def upgrade() -> None:
         unique=False,
         sqlite_where=sa.text("outcome = 'suspended'"),
         postgresql_where=sa.text("outcome = 'suspended'"),
+    )
+    op.create_table(
+        "event_shares",
+        sa.Column("event_id", sa.String(length=64), nullable=False),
+        sa.Column("department_id", sa.String(length=64), nullable=False),
+        sa.Column("weight", sa.BigInteger(), nullable=False),
+        sa.Column("picos", Picos(), nullable=False),
+        sa.CheckConstraint("weight > 0", name=op.f("ck_event_shares_weight")),
+        sa.ForeignKeyConstraint(
+            ["event_id"], ["usage_events.id"], name=op.f("fk_event_shares_event_id")
+        ),
+        sa.PrimaryKeyConstraint("event_id", "department_id", name=op.f("pk_event_shares")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "usage_hours",
