@@ -38,6 +38,7 @@ from steelyard.entrypoints.openai_api.key_answers import (
     quote_document,
     usage_document,
 )
+from steelyard.entrypoints.openai_api.openapi import OPENAPI_PATH, openapi_document
 from steelyard.entrypoints.openai_api.pipeline_answers import PipelineDoor
 from steelyard.entrypoints.openai_api.surfaces import COUNTED, SERVED, FormSurface, Surface
 from steelyard.errors import SteelyardError
@@ -133,6 +134,9 @@ class GatewayApplication:
         elif path in HEALTH:
             _expect(method, "GET")
             await self._tell_health(path, client)
+        elif path == OPENAPI_PATH:
+            _expect(method, "GET")
+            await client.answer(openapi_document(), {})
         else:
             await self._tell(client, request_id)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -11,6 +11,8 @@ from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import Usage
 from steelyard.money import Money, write_decimal
+
+Shape = TypeVar("Shape")
 
 _document_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -70,6 +72,14 @@ def read_document(payload: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
         return _document_decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UpstreamFailed("the model's server sent something that is not JSON") from error
+
+
+def read_as(decoder: msgspec.json.Decoder[Shape], raw: bytes | msgspec.Raw) -> Shape:
+    """What we look at in what an upstream sent; raises UpstreamFailed where it has another shape."""
+    try:
+        return decoder.decode(raw)
+    except msgspec.DecodeError as error:
+        raise UpstreamFailed("the model's server sent something that we cannot read") from error
 
 
 def refuse_error(document: dict[str, msgspec.Raw]) -> None:

@@ -9,6 +9,7 @@ from steelyard.gateway.event_stream import write_named_event
 from steelyard.gateway.upstreams.base import UpstreamFailed
 from steelyard.gateway.workloads.answer import (
     PricedUsage,
+    read_as,
     read_document,
     refuse_error,
     report_usage,
@@ -57,8 +58,8 @@ class MessagesAnswer:
             raise UpstreamFailed("the model's server sent a message without content")
         raw = self._document.get("usage")
         if report_usage(raw, meter) and raw is not None:
-            self._usage = _usage_decoder.decode(raw)
-        self._see_stop(_stop_decoder.decode(msgspec.json.encode(self._document)), meter)
+            self._usage = read_as(_usage_decoder, raw)
+        self._see_stop(read_as(_stop_decoder, body), meter)
         meter.is_complete = True
         return bytes(self._document["content"])
 
@@ -66,21 +67,18 @@ class MessagesAnswer:
         return msgspec.json.encode({**self._document, "usage": messages_usage(self._usage, priced)})
 
     def read_event(self, payload: bytes, meter: AnswerMeter) -> Sequence[bytes]:
-        try:
-            event = _event_decoder.decode(payload)
-        except msgspec.DecodeError as error:
-            raise UpstreamFailed("the model's server sent an event we cannot read") from error
+        event = read_as(_event_decoder, payload)
         match event.type:
             case "error":
                 raise UpstreamFailed("the model's server broke off in the middle of the answer")
             case "message_start" if event.message and "usage" in event.message:
                 # The one token of output that is announced here has not been made yet.
-                started = _usage_decoder.decode(event.message["usage"]) | {"output_tokens": 0}
+                started = read_as(_usage_decoder, event.message["usage"]) | {"output_tokens": 0}
                 self._report(started, meter)
             case "message_delta":
                 self._document = read_document(payload)
                 self._report(event.usage or {}, meter)
-                self._see_stop(_stop_decoder.decode(event.delta), meter)
+                self._see_stop(read_as(_stop_decoder, event.delta), meter)
                 return ()
             case "message_stop":
                 meter.is_complete = True

@@ -9,6 +9,7 @@ from steelyard.gateway.event_stream import write_named_event
 from steelyard.gateway.upstreams.base import UpstreamFailed
 from steelyard.gateway.workloads.answer import (
     PricedUsage,
+    read_as,
     read_document,
     refuse_error,
     report_usage,
@@ -33,7 +34,6 @@ class _Event(msgspec.Struct):
 
 class _Response(msgspec.Struct):
     status: str | None = None
-    usage: msgspec.Raw | None = None
 
 
 _event_decoder = msgspec.json.Decoder(_Event)
@@ -55,10 +55,7 @@ class ResponsesAnswer:
         return msgspec.json.encode(self._priced(priced))
 
     def read_event(self, payload: bytes, meter: AnswerMeter) -> Sequence[bytes]:
-        try:
-            event = _event_decoder.decode(payload)
-        except msgspec.DecodeError as error:
-            raise UpstreamFailed("the model's server sent an event we cannot read") from error
+        event = read_as(_event_decoder, payload)
         if event.type in FAILURES:
             raise UpstreamFailed("the model's server broke off in the middle of the answer")
         if event.type in ENDS:
@@ -80,10 +77,10 @@ class ResponsesAnswer:
         refuse_error(self._response)
         if "output" not in self._response:
             raise UpstreamFailed("the model's server sent a response without output")
-        response = _response_decoder.decode(raw)
+        response = read_as(_response_decoder, raw)
         if response.status == "failed":
             raise UpstreamFailed("the model's server could not finish the answer")
-        report_usage(response.usage, meter)
+        report_usage(self._response.get("usage"), meter)
         meter.finish_reason = "length" if response.status == "incomplete" else "stop"
         meter.is_complete = True
 
