@@ -80,6 +80,10 @@ bench-engine: $(READY) ## the engine beside Flask with generate and beside trans
 	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@$(BIN)/python -m benchmarks.engine
 
+.PHONY: documents
+documents: $(READY) ## a document of a thousand parts whose gateway is killed: none missing, none paid twice; PARTS=1000 KILLS=5
+	@DOCUMENT_PARTS=$(or $(PARTS),1000) DOCUMENT_KILLS=$(or $(KILLS),5) $(BIN)/python -m pytest -q -s tests/e2e/test_documents.py -k kill
+
 .PHONY: bench-batches
 bench-batches: $(READY) ## a batch beside the same requests one by one, and its memory; LINES=100000; last line is JSON
 	@$(BIN)/python -m benchmarks.batches --lines $(or $(LINES),100000)

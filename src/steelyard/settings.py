@@ -240,6 +240,11 @@ class Settings(BaseSettings):
         ge=1024 * 1024,
         description="largest size of all kept answers, in bytes; the oldest go first",
     )
+    documents_keep_s: float = Field(
+        default=30 * 86_400.0,
+        gt=0,
+        description="how long a document and its answers are kept after it was begun; in seconds",
+    )
     answer_cache_keep_s: float = Field(
         default=86_400.0,
         gt=0,

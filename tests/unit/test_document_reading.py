@@ -17,6 +17,7 @@ from steelyard.gateway.documents.reading import (
 )
 from steelyard.gateway.documents.runner import stage_sizes
 from steelyard.gateway.refusals import InvalidRequest
+from tests.counting.vocabularies import fast
 
 WORD = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main">'
 
@@ -26,6 +27,31 @@ def docx(xml: bytes) -> bytes:
     with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as packed:
         packed.writestr("word/document.xml", xml)
     return written.getvalue()
+
+
+def pdf(*pages: str) -> bytes:
+    """A document with a line of text on each page, written by hand."""
+    kids = " ".join(f"{4 + 2 * number} 0 R" for number in range(len(pages)))
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    box = "/MediaBox [0 0 400 100] /Resources << /Font << /F1 3 0 R >> >>"
+    for number, line in enumerate(pages):
+        content = f"BT /F1 12 Tf 20 50 Td ({line}) Tj ET"
+        objects += [
+            f"<< /Type /Page /Parent 2 0 R {box} /Contents {5 + 2 * number} 0 R >>",
+            f"<< /Length {len(content)} >>\nstream\n{content}\nendstream",
+        ]
+    written, places = "%PDF-1.4\n", list[int]()
+    for number, body in enumerate(objects, start=1):
+        places.append(len(written))
+        written += f"{number} 0 obj\n{body}\nendobj\n"
+    table = "".join(f"{place:010} 00000 n \n" for place in places)
+    size = len(objects) + 1
+    trailer = f"trailer\n<< /Size {size} /Root 1 0 R >>\nstartxref\n{len(written)}\n%%EOF\n"
+    return f"{written}xref\n0 {size}\n0000000000 65535 f \n{table}{trailer}".encode()
 
 
 def locked_pdf() -> bytes:
@@ -72,6 +98,44 @@ def test_parts_fit_and_are_the_text_again(size: int) -> None:
 
     assert "".join(part.text for part in parts) == text
     assert all(part.tokens_max <= size for part in parts)
+
+
+def test_chinese_is_cut_by_the_models_own_tokens_at_the_ends_of_its_sentences(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    tokenizer = fast("qwen", tmp_path_factory.mktemp("vocabularies"))
+    text = (
+        "甲方应当在收到货物后三十日内，向乙方支付全部价款！逾期的，按日支付千分之一的违约金。" * 200
+    )
+
+    async def count(block: str) -> int:
+        return tokenizer.count(block)
+
+    parts = anyio.run(lambda: cut_text(text, tokens_max=300, count=count))
+
+    assert "".join(part.text for part in parts) == text
+    assert all(tokenizer.count(part.text) <= 300 for part in parts)
+    assert all(part.text[-1] in "。！，" for part in parts)
+    # Not many small ones: most have more than half of what they may have.
+    assert len(parts) < 2 * tokenizer.count(text) / 300 + 1
+
+
+def test_the_text_of_a_pdf_is_read_page_by_page() -> None:
+    assert read_document_text(pdf("The buyer pays.", "The seller delivers.")) == (
+        "The buyer pays.\n\nThe seller delivers."
+    )
+
+
+def test_a_pdf_that_only_its_owner_may_change_is_read() -> None:
+    written, writer = io.BytesIO(), PdfWriter(clone_from=io.BytesIO(pdf("Open to all.")))
+    writer.encrypt("", owner_password="secret")
+    writer.write(written)
+
+    assert read_document_text(written.getvalue()) == "Open to all."
+
+
+def test_markdown_is_text() -> None:
+    assert read_document_text(b"# Title\n\n- *one*") == "# Title\n\n- *one*"
 
 
 def test_stages_shrink_to_one_call() -> None:

@@ -143,7 +143,7 @@ async def _open_documents(
     path = settings.data_dir / "documents.db"
     store = await anyio.to_thread.run_sync(lambda: DocumentStore(path, owner=settings.gateway_name))
     closing.callback(store.close)
-    documents = Documents(store, gateway, stores.access.find_key)
+    documents = Documents(store, gateway, stores.access.find_key, keep_s=settings.documents_keep_s)
 
     def with_event(ids: list[str]) -> set[str]:
         return {*_booked(stores, set(ids)).keys(), *gateway.outbox.events_among(ids)}

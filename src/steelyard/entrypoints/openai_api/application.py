@@ -20,8 +20,10 @@ from steelyard.entrypoints.openai_api.document_routes import (
     PATH as DOCUMENTS,
 )
 from steelyard.entrypoints.openai_api.document_routes import (
+    RETRY,
     document_answer,
     serve_document,
+    serve_document_again,
 )
 from steelyard.entrypoints.openai_api.error_answer import (
     EndpointNotFound,
@@ -131,6 +133,9 @@ class GatewayApplication:
         elif path == DOCUMENTS:
             _expect(method, "POST")
             await self._run_document(client, request_id)
+        elif path.startswith(f"{DOCUMENTS}/") and path.endswith(RETRY):
+            _expect(method, "POST")
+            await self._run_document_again(client, request_id)
         elif path in HEALTH:
             _expect(method, "GET")
             await self._tell_health(path, client)
@@ -210,6 +215,13 @@ class GatewayApplication:
             bytes_max=self._form_bytes_max, timeout_s=self._body_timeout_s
         )
         await serve_document(self._running_parts(), key, body, client, request_id)
+
+    async def _run_document_again(self, client: HttpClient, request_id: str) -> None:
+        key = await self._find_key(client)
+        body = await client.read_body(
+            bytes_max=self._body_bytes_max, timeout_s=self._body_timeout_s
+        )
+        await serve_document_again(self._running_parts(), key, body, client, request_id)
 
     async def _count(self, client: HttpClient, request_id: str) -> None:
         """Count a prompt and answer nothing else."""

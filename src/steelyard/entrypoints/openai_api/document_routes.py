@@ -1,4 +1,4 @@
-"""The door of documents: POST /v1/documents and GET /v1/documents/{id}."""
+"""The door of documents: POST /v1/documents, GET /v1/documents/{id}, POST /v1/documents/{id}/retry."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -21,6 +21,7 @@ from steelyard.gateway.event_stream import write_event
 from steelyard.gateway.refusals import NotEnoughMoney
 from steelyard.gateway.relay import ClientLeft
 from steelyard.gateway.run_lease import RunLease
+from steelyard.gateway.workloads.asked import read_typed
 from steelyard.gateway.workloads.document import parse_document
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
@@ -30,6 +31,16 @@ from steelyard.storage.reports import SqlSnapshot
 from steelyard.timestamp import write_timestamp
 
 PATH = "/v1/documents"
+RETRY = "/retry"
+
+
+class RetryBody(msgspec.Struct):
+    """The body of another try."""
+
+    stream: bool | None = None
+
+
+_retry_decoder = msgspec.json.Decoder(RetryBody)
 
 
 async def serve_document(
@@ -58,8 +69,20 @@ async def serve_document(
         raise
     progress = parts.documents.start(document_id, run_lease)
     tell = partial(document_answer, parts, key, document_id)
-    is_streamed = asked.is_streamed
-    await _follow(client, progress, tell, is_streamed=is_streamed, headers=headers)
+    await _follow(client, progress, tell, is_streamed=asked.is_streamed, headers=headers)
+
+
+async def serve_document_again(
+    parts: GatewayParts, key: VirtualKey, body: bytes, client: HttpClient, request_id: str
+) -> None:
+    """Another try of a document that failed: only what is not paid for is asked."""
+    document_id = client.path.removeprefix(f"{PATH}/").removesuffix(RETRY)
+    wanted = read_typed(body or b"{}", _retry_decoder)
+    await _find(parts, key, document_id)
+    progress = await parts.documents.begin_again(document_id)
+    tell = partial(document_answer, parts, key, document_id)
+    headers = {"x-request-id": request_id}
+    await _follow(client, progress, tell, is_streamed=bool(wanted.stream), headers=headers)
 
 
 async def _follow(
@@ -102,17 +125,21 @@ async def _follow(
 
 async def document_answer(parts: GatewayParts, key: VirtualKey, document_id: str) -> dict[str, Any]:
     """How a document is doing, with a line for each part; raises DocumentNotFound."""
-    store = parts.documents.store
-    found = await anyio.to_thread.run_sync(store.find, document_id)
-    if found is None or found.key_id != key.id:
-        raise DocumentNotFound
-    lines = await anyio.to_thread.run_sync(store.parts, document_id)
+    found = await _find(parts, key, document_id)
+    lines = await anyio.to_thread.run_sync(parts.documents.store.parts, document_id)
 
     def read() -> list[StoredPart]:
         with parts.stores.reports.snapshot() as snapshot:
             return [_with_charge(line, snapshot) for line in lines]
 
     return _told(found, await anyio.to_thread.run_sync(read))
+
+
+async def _find(parts: GatewayParts, key: VirtualKey, document_id: str) -> StoredDocument:
+    found = await anyio.to_thread.run_sync(parts.documents.store.find, document_id)
+    if found is None or found.key_id != key.id:
+        raise DocumentNotFound
+    return found
 
 
 def _with_charge(part: StoredPart, snapshot: SqlSnapshot) -> StoredPart:

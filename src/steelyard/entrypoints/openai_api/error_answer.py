@@ -12,7 +12,7 @@ from steelyard.errors import Failure, Refusal, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.batches.records import BatchNotFound, BatchOver, FileInUse, FileNotFound
 from steelyard.gateway.documents.reading import DocumentTooLarge
-from steelyard.gateway.documents.store import DocumentsUnavailable
+from steelyard.gateway.documents.store import DocumentOver, DocumentsUnavailable
 from steelyard.gateway.idempotency import IdempotencyConflict, IdempotencyKeyReused
 from steelyard.gateway.kept_answers import AnswersUnavailable
 from steelyard.gateway.limit_headers import limit_headers
@@ -126,6 +126,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     BatchOver: 409,
     FileInUse: 409,
     DocumentNotFound: 404,
+    DocumentOver: 409,
     DocumentTooLarge: 413,
     DocumentsUnavailable: 503,
     MethodNotAllowed: 405,

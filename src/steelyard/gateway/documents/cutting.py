@@ -7,7 +7,7 @@ from typing import Final
 
 CountTokens = Callable[[str], Awaitable[int]]
 BLOCK_CHARACTERS: Final = 6_000
-_ENDS: Final = ("\n\n", "\n", ". ", "。", " ")
+_ENDS: Final = ("\n\n", "\n", ". ", "。", "！", "？", "；", " ", "，", "、")
 # Two blocks side by side may have a token more than the blocks alone.
 SEAM_TOKENS: Final = 1
 

@@ -4,15 +4,24 @@ from typing import Any
 
 import msgspec
 
+from steelyard.gateway.attempt import RETRIED
 from steelyard.gateway.upstreams.base import UpstreamFailed
 from steelyard.gateway.whole_client import WholeClient
+
+
+class PartRefused(UpstreamFailed):
+    """The model's server will not take this part, however often it is asked."""
+
+    code = "part_refused"
 
 
 def usage_of(client: WholeClient) -> dict[str, Any]:
     """The usage block with its price; raises UpstreamFailed where the upstream refused."""
     if client.body is None:
-        status = client.refused.status if client.refused else "nothing"
-        raise UpstreamFailed(f"the model's server answered a part with {status}")
+        assert client.refused is not None, "a part was answered or refused"
+        status = client.refused.status
+        kind = UpstreamFailed if status in RETRIED else PartRefused
+        raise kind(f"the model's server answered a part with {status}")
     return msgspec.json.decode(client.body)["usage"]
 
 

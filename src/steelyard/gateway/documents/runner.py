@@ -6,6 +6,7 @@ It goes on whether anybody waits or not, and where it was when the gateway start
 import math
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -17,8 +18,14 @@ import structlog
 from steelyard.access.rate_limit import RateLimited
 from steelyard.access.virtual_key import KeyRevoked, VirtualKey
 from steelyard.errors import SteelyardError
-from steelyard.gateway.documents.part_answer import text_of, usage_of
-from steelyard.gateway.documents.store import DocumentStore, StoredDocument, StoredPart
+from steelyard.gateway.documents.part_answer import PartRefused, text_of, usage_of
+from steelyard.gateway.documents.store import (
+    DocumentOver,
+    DocumentStore,
+    DocumentsUnavailable,
+    StoredDocument,
+    StoredPart,
+)
 from steelyard.gateway.documents.tasks import ask_for
 from steelyard.gateway.run_lease import RunLease
 from steelyard.gateway.serve import Gateway, serve
@@ -26,6 +33,7 @@ from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
 from steelyard.gateway.whole_client import WholeClient
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.gateway.workloads.chat import parse_chat
+from steelyard.timestamp import write_timestamp
 
 log = structlog.get_logger()
 
@@ -33,6 +41,7 @@ ENDPOINT: Final = "/v1/documents"
 PARTS_AT_ONCE: Final = 4
 TRIES_MAX: Final = 5
 TRY_AGAIN_S: Final = 1.0
+PRUNE_S: Final = 600.0
 Event = dict[str, Any]
 T = TypeVar("T")
 
@@ -70,6 +79,8 @@ class Documents:
     store: DocumentStore
     gateway: Gateway
     find_key: Callable[[str], VirtualKey]
+    # How long a document is kept after it was begun, unless it still runs.
+    keep_s: float
     progress: dict[str, Progress] = field(default_factory=dict[str, Progress])
     # One hold for all parts of a document, while it runs.
     _run_leases: dict[str, RunLease] = field(default_factory=dict[str, RunLease])
@@ -98,9 +109,18 @@ class Documents:
         self._woken.set()
         return progress
 
+    async def begin_again(self, document_id: str) -> Progress:
+        """Ask what a document that failed has not paid for; raises DocumentOver where nothing
+        failed."""
+        is_at_work = document_id in self.progress
+        if is_at_work or not await _in_thread(partial(self.store.reopen, document_id)):
+            raise DocumentOver
+        return self.start(document_id)
+
     async def keep(self) -> None:
-        """Run whatever is started, for ever."""
+        """Run whatever is started, and delete what is old, for ever."""
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._prune)
             while True:
                 while self._todo:
                     tasks.start_soon(self._run_document, self._todo.pop(0))
@@ -119,20 +139,37 @@ class Documents:
         except* SteelyardError as group:
             error = _first(group)
             log.warning("document.failed", document_id=document_id, code=error.code)
-            await _in_thread(lambda: self.store.end(document_id, "failed", str(error)))
-            told = {"code": error.code, "message": str(error)}
-            progress.tell(
-                {"type": "document.failed", "id": document_id, "error": told}, is_last=True
-            )
+            await self._fail(document_id, error.code, str(error))
         except* Exception:
             log.exception("document.broke", document_id=document_id)
-            await _in_thread(lambda: self.store.end(document_id, "failed", "internal error"))
-            told = {"code": "internal_error", "message": "something is wrong with the gateway"}
-            progress.tell(
-                {"type": "document.failed", "id": document_id, "error": told}, is_last=True
-            )
+            await self._fail(document_id, "internal_error", "something is wrong with the gateway")
         finally:
             self._run_leases.pop(document_id).end()
+            # Whoever follows it has it.
+            self.progress.pop(document_id, None)
+
+    async def _fail(self, document_id: str, code: str, message: str) -> None:
+        try:
+            await _in_thread(lambda: self.store.end(document_id, "failed", message))
+        except DocumentsUnavailable as failure:
+            # It goes on when the gateway starts again.
+            log.warning("document.end_not_kept", document_id=document_id, reason=str(failure))
+        told = {"type": "document.failed", "id": document_id}
+        self.progress[document_id].tell(
+            {**told, "error": {"code": code, "message": message}}, is_last=True
+        )
+
+    async def _prune(self) -> None:
+        while True:
+            before = self.gateway.clock.now() - timedelta(seconds=self.keep_s)
+            try:
+                count = await _in_thread(partial(self.store.prune, write_timestamp(before)))
+            except DocumentsUnavailable as failure:
+                log.warning("document.not_pruned", reason=str(failure))
+            else:
+                if count:
+                    log.info("document.pruned", count=count)
+            await anyio.sleep(PRUNE_S)
 
     async def _run_stages(
         self, document: StoredDocument, key: VirtualKey, progress: Progress
@@ -145,9 +182,8 @@ class Documents:
             answers = await _in_thread(partial(self._answers, document.id, stage))
             if len(answers) == 1:
                 break
-            size, stage = document.wanted.group_size, stage + 1
-            groups = [answers[at : at + size] for at in range(0, len(answers), size)]
-            sources = ["\n\n".join(group) for group in groups]
+            stage += 1
+            sources = put_together(answers, group_size=document.wanted.group_size)
             await _in_thread(partial(self.store.add_stage, document.id, stage, sources))
         await _in_thread(lambda: self.store.end(document.id, "completed"))
         progress.tell({"type": "document.completed", "id": document.id}, is_last=True)
@@ -185,35 +221,42 @@ class Documents:
         self, document: StoredDocument, key: VirtualKey, part: StoredPart
     ) -> dict[str, Any]:
         """Ask until it is answered; what is refused ends the document."""
-        place = (document.id, part.stage, part.place)
         for number in range(1, TRIES_MAX + 1):
-            client = WholeClient()
             try:
-                await serve(
-                    self.gateway,
-                    self._asked(document, part),
-                    key,
-                    client,
-                    request_id=f"{document.id}:{part.stage}:{part.place}",
-                )
-                usage = usage_of(client)
+                with anyio.CancelScope() as scope:
+                    return await self._ask(document, key, part, scope)
             except RateLimited as limited:
                 await anyio.sleep(max(0.05, limited.retry_after_s))
-                continue
-            except (UpstreamUnavailable, UpstreamFailed):
-                if number == TRIES_MAX:
+            except (UpstreamUnavailable, UpstreamFailed) as failure:
+                if number == TRIES_MAX or isinstance(failure, PartRefused):
                     raise
                 await anyio.sleep(TRY_AGAIN_S * number)
-                continue
-            tokens = usage["prompt_tokens"], usage["completion_tokens"]
-            cost, currency = usage["cost"], usage["currency"]
-            await _in_thread(
-                partial(self.store.keep_charge, place, cost=cost, currency=currency, tokens=tokens)
-            )
-            return usage
         raise UpstreamUnavailable("the limits of the key leave no room for this document")
 
-    def _asked(self, document: StoredDocument, part: StoredPart) -> Asked:
+    async def _ask(
+        self, document: StoredDocument, key: VirtualKey, part: StoredPart, scope: anyio.CancelScope
+    ) -> dict[str, Any]:
+        client = WholeClient()
+        asked = self._asked(document, part, scope)
+        request_id = f"{document.id}:{part.stage}:{part.place}"
+        await serve(self.gateway, asked, key, client, request_id=request_id)
+        usage = usage_of(client)
+        await self._keep_charge((document.id, part.stage, part.place), usage)
+        return usage
+
+    async def _keep_charge(self, place: tuple[str, int, int], usage: dict[str, Any]) -> None:
+        """Note what is charged, however long the disk takes: it must not be asked again."""
+        tokens = usage["prompt_tokens"], usage["completion_tokens"]
+        cost, currency = usage["cost"], usage["currency"]
+        keep = partial(self.store.keep_charge, place, cost=cost, currency=currency, tokens=tokens)
+        while True:
+            try:
+                return await _in_thread(keep)
+            except DocumentsUnavailable as failure:
+                log.warning("document.charge_not_kept", document_id=place[0], reason=str(failure))
+                await anyio.sleep(TRY_AGAIN_S)
+
+    def _asked(self, document: StoredDocument, part: StoredPart, scope: anyio.CancelScope) -> Asked:
         wanted = document.wanted
         instruction = wanted.for_answers if part.stage else wanted.for_part
         body = ask_for(instruction, part.source, model=wanted.model, tokens_max=wanted.tokens_max)
@@ -221,6 +264,8 @@ class Documents:
 
         async def keep(event_id: str, answer: bytes) -> None:
             text = text_of(answer)
+            # Once it may be charged, nothing cancels the part before that is noted.
+            scope.shield = True
             await _in_thread(partial(self.store.keep_answer, place, event_id=event_id, answer=text))
 
         asked = parse_chat(msgspec.json.encode(body))
@@ -240,6 +285,12 @@ def stage_sizes(part_count: int, group_size: int) -> list[int]:
     while sizes[-1] > 1:
         sizes.append(math.ceil(sizes[-1] / group_size))
     return sizes
+
+
+def put_together(answers: list[str], *, group_size: int) -> list[str]:
+    """What the next stage is asked about."""
+    groups = [answers[at : at + group_size] for at in range(0, len(answers), group_size)]
+    return ["\n\n".join(group) for group in groups]
 
 
 def _first(group: BaseExceptionGroup[SteelyardError]) -> SteelyardError:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-from steelyard.errors import Failure
+from steelyard.errors import Failure, Refusal
 from steelyard.gateway.local_store import LocalStore
 
 DocumentState = Literal["running", "completed", "failed"]
@@ -32,6 +32,12 @@ class DocumentsUnavailable(Failure):
     """Documents cannot be read or written now."""
 
     code = "documents_unavailable"
+
+
+class DocumentOver(Refusal):
+    """The document is at work, or has ended well: there is nothing to try again."""
+
+    code = "document_over"
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -117,6 +123,20 @@ class DocumentStore:
     def end(self, document_id: str, state: DocumentState, complaint: str | None = None) -> None:
         statement = "UPDATE documents SET state = ?, complaint = ? WHERE id = ?"
         self._write((statement, [(state, complaint, document_id)]))
+
+    def reopen(self, document_id: str) -> bool:
+        """Take up a document that failed, as one of this gateway's; whether it had."""
+        statement = """UPDATE documents SET state = 'running', complaint = NULL, owner = ?
+            WHERE id = ? AND state = 'failed'"""
+        return self._file.write(statement, (self._owner, document_id)) == 1
+
+    def prune(self, begun_before: str) -> int:
+        """Delete what was begun before a moment and does not run; how many documents."""
+        old = "state != 'running' AND begun_at < ?"
+        of_old = f"DELETE FROM parts WHERE document_id IN (SELECT id FROM documents WHERE {old})"
+        with self._file.transaction() as documents:
+            documents.execute(of_old, (begun_before,))
+            return documents.execute(f"DELETE FROM documents WHERE {old}", (begun_before,)).rowcount
 
     def find(self, document_id: str) -> StoredDocument | None:
         rows = self._file.rows("SELECT * FROM documents WHERE id = ?", (document_id,))
