@@ -113,15 +113,17 @@ class RecordingClient:
         self.has_started, self.status, self.headers = True, 200, headers
 
     async def send(self, event: bytes) -> None:
+        """Several events may come in one piece, which is taken or not."""
         if self.stops_reading_after is not None and len(self.words()) >= self.stops_reading_after:
             raise ClientLeft
         if self.takes_bytes is not None:
             self.takes_bytes -= len(event)
             if self.takes_bytes < 0:
                 raise ClientLeft
-        self.events.append(event.decode().removeprefix("data: ").strip())
-        if self.watches is not None:
-            self.watches()
+        for each in event.removesuffix(b"\n\n").split(b"\n\n"):
+            self.events.append(each.decode().removeprefix("data: ").strip())
+            if self.watches is not None:
+                self.watches()
         if self.leaves_after is not None and len(self.words()) >= self.leaves_after:
             self.leave()
         if self.leaves_after_events is not None and len(self.events) >= self.leaves_after_events:

@@ -86,6 +86,28 @@ def test_a_stream_that_is_cut_at_any_byte_is_charged_exactly_what_the_matrix_say
     assert world.differences() == []
 
 
+@pytest.mark.parametrize(("missing", "picos"), [(1, 0), (0, PROMPT + 2 * OUTPUT_PRICE)])
+def test_events_that_came_together_are_charged_where_the_client_took_them(
+    missing: int, picos: int, sqlite_world: World
+) -> None:
+    world = sqlite_world
+    world.organisation(dollars="1")
+    world.upstream.script = Script(words=WORDS, prompt_tokens=PROMPT_TOKENS)
+    events = world.chat(stream=True).client.events[:2]
+    told = "".join(
+        f'data: {event[:-1]},"usage":{{"prompt_tokens":{PROMPT_TOKENS},"completion_tokens":{at}}}}}\n\n'
+        for at, event in enumerate(events, 1)
+    )
+    world.upstream.script = Script(raw=told.encode())
+    size = sum(len(f"data: {event}\n\n") for event in events)
+
+    world.chat(stream=True, takes_bytes=size - missing)
+    world.settle()
+
+    assert world.balance().total.picos == 10**12 - ALL_OF_IT - picos
+    assert world.differences() == []
+
+
 def test_the_key_goes_before_the_model_and_that_before_the_gateway(sqlite_world: World) -> None:
     sqlite_world.organisation()
     key = sqlite_world.keys["acme"]

@@ -156,5 +156,6 @@ class SimulatedStream:
     async def refusal(self) -> UpstreamAnswer:
         raise AssertionError("the simulated upstream never refuses")
 
-    def payloads(self) -> AsyncIterator[bytes]:
-        return self.engine.chunks(self.body, self.request_id)
+    async def payloads(self) -> AsyncIterator[Sequence[bytes]]:
+        async for chunk in self.engine.chunks(self.body, self.request_id):
+            yield [chunk]

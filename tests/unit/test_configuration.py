@@ -91,6 +91,7 @@ MISTAKES = [
     ("http://10.0.0.7:8000", "http://me:secret@10.0.0.7", "must have no user, query or fragment"),
     ('key_env = "O', 'key_file = "x"\nkey_env = "O', "line 10, upstreams.openai.key_file: give key"),
     ("timeouts = {", "paths = ['/v2']\ntimeouts = {", "line 11, upstreams.openai.paths: '/v2' is"),
+    (":8000", ":80000", "line 6, upstreams.local.url: has a port that is no port"),
     ('url = "http', 'api_version = "1"\nurl = "http', "line 6, upstreams.local.api_version: only an"),
     ("timeouts = { first_token_s = 20 }", "timeouts = { first_token_s = 0 }", "line 11, upstreams.open"),
 ]  # fmt: skip

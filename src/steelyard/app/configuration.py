@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -198,6 +198,8 @@ def _of_upstream(path: tuple[str, ...], rules: UpstreamRules) -> Iterator[_Mista
         parts = urlsplit(rules.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             yield _Mistake((*path, "url"), "must begin with http:// or https:// and name a host")
+        elif not _has_good_port(parts):
+            yield _Mistake((*path, "url"), "has a port that is no port")
         elif parts.username is not None or parts.query or parts.fragment:
             yield _Mistake((*path, "url"), "must have no user, query or fragment in it")
     if rules.key_env is not None and rules.key_file is not None:
@@ -208,6 +210,13 @@ def _of_upstream(path: tuple[str, ...], rules: UpstreamRules) -> Iterator[_Mista
         if served not in PATHS:
             message = f"{served!r} is none of {', '.join(sorted(PATHS))}"
             yield _Mistake((*path, "paths"), message)
+
+
+def _has_good_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:
+        return False
 
 
 def _of_model(path: tuple[str, ...], model: ModelRules, rules: RoutingRules) -> Iterator[_Mistake]:

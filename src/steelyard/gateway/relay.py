@@ -1,6 +1,6 @@
 """The relay: passes an answer on as it comes. What is in it, its workload's Answer reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from steelyard.gateway.event_stream import payload_of
 from steelyard.gateway.upstreams.base import UpstreamAnswer, UpstreamFailed, UpstreamKeyRefused
 from steelyard.gateway.workloads.answer import Answer
 from steelyard.metering.answer_meter import AnswerMeter
+from steelyard.metering.usage import Usage
 
 # What an upstream says of our key is no business of the client's, who has another one.
 KEY_REFUSED = frozenset({401, 403})
@@ -30,7 +31,7 @@ class ClientLeft(Exception):
 
 
 class EventTaker(Protocol):
-    """Takes the events of a stream."""
+    """Takes the events of a stream, those in one piece that came together."""
 
     async def send(self, event: bytes) -> None:
         """Hand bytes over; returns when the socket has taken them, or raises ClientLeft."""
@@ -72,7 +73,7 @@ async def relay_whole(
         with anyio.CancelScope(shield=True):
             await admitted.asked.keep(admitted.hold.id, came.body)
         meter.is_complete = True
-    meter.deliver(read, at=now())
+    meter.deliver(read, reported=meter.reported, at=now())
 
 
 async def relay_stream(
@@ -93,19 +94,61 @@ async def relay_stream(
     ) as stream:
         if stream.status != 200:
             raise _refusal(admitted, await stream.refusal())
-        async for payload in stream.payloads():
-            if admitted.held.chunk_tokens and not await _is_covered(admitted, payload):
-                for event in cut_short(answer, payload, meter):
-                    await client.send(event)
-                return
-            for event in answer.read_event(payload, meter):
-                await client.send(event)
-                meter.deliver(payload_of(event), at=now())
-            if meter.is_complete:
+        async for payloads in stream.payloads():
+            if admitted.held.chunk_tokens:
+                await _pass_on_covered(admitted, payloads, answer, meter, client, now=now)
+            else:
+                await _pass_on(payloads, answer, meter, client, now=now)
+            if meter.is_complete or meter.is_growth_denied:
                 return
     answer.end_of_stream(meter)
     if not meter.is_complete:
         raise UpstreamFailed("the model's server ended the answer early")
+
+
+async def _pass_on(
+    payloads: Sequence[bytes],
+    answer: Answer,
+    meter: AnswerMeter,
+    client: EventTaker,
+    *,
+    now: Callable[[], datetime],
+) -> None:
+    """Hand on in one piece what came together: each event with what was reported up to it."""
+    written: list[tuple[bytes, Usage | None]] = []
+    try:
+        for payload in payloads:
+            for event in answer.read_event(payload, meter):
+                written.append((event, meter.reported))
+            if meter.is_complete:
+                break
+    finally:
+        # What came before an event that cannot be read is the client's all the same.
+        if written:
+            await client.send(b"".join([event for event, _ in written]))
+            at = now()
+            for event, reported in written:
+                meter.deliver(payload_of(event), reported=reported, at=at)
+
+
+async def _pass_on_covered(
+    admitted: Admitted,
+    payloads: Sequence[bytes],
+    answer: Answer,
+    meter: AnswerMeter,
+    client: EventTaker,
+    *,
+    now: Callable[[], datetime],
+) -> None:
+    """Hand on one by one, as far as the hold can grow to cover."""
+    for payload in payloads:
+        if not await _is_covered(admitted, payload):
+            for event in cut_short(answer, payload, meter):
+                await client.send(event)
+            return
+        await _pass_on([payload], answer, meter, client, now=now)
+        if meter.is_complete:
+            return
 
 
 async def _is_covered(admitted: Admitted, payload: bytes) -> bool:

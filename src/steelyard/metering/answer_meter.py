@@ -28,14 +28,14 @@ class AnswerMeter:
         self.reported = usage
         self.raw_usage = raw
 
-    def deliver(self, payload: bytes, *, at: datetime) -> None:
-        """The client has been handed everything that was reported up to now."""
+    def deliver(self, payload: bytes, *, reported: Usage | None, at: datetime) -> None:
+        """The client has been handed this, and with it all that had been reported up to it."""
         if self.is_drained:
             return
         self._delivered_bytes.append(payload)
-        if self.reported is None or not self.reported.has_output:
+        if reported is None or not reported.has_output:
             return
-        self.delivered = self.reported
+        self.delivered = reported
         if self.first_token_at is None:
             self.first_token_at = at
 

@@ -123,8 +123,9 @@ class UpstreamStream(Protocol):
         """The whole answer, where the status is not 200; raises UpstreamFailed."""
         ...
 
-    def payloads(self) -> AsyncIterator[bytes]:
-        """The data of each server-sent event; raises UpstreamFailed when it breaks off."""
+    def payloads(self) -> AsyncIterator[Sequence[bytes]]:
+        """The data of each server-sent event, those together that came together, never none;
+        raises UpstreamFailed when it breaks off."""
         ...
 
 

@@ -29,10 +29,10 @@ class NotedStream:
     async def refusal(self) -> UpstreamAnswer:
         return await self.stream.refusal()
 
-    async def payloads(self) -> AsyncIterator[bytes]:
-        async for payload in self.stream.payloads():
-            self.noted.append(payload)
-            yield payload
+    async def payloads(self) -> AsyncIterator[Sequence[bytes]]:
+        async for payloads in self.stream.payloads():
+            self.noted.extend(payloads)
+            yield payloads
 
 
 class NotingUpstream:
@@ -83,9 +83,9 @@ class KeptStream:
     async def refusal(self) -> UpstreamAnswer:
         raise AssertionError("what was kept was answered")
 
-    async def payloads(self) -> AsyncIterator[bytes]:
-        for payload in self.kept:
-            yield payload
+    async def payloads(self) -> AsyncIterator[Sequence[bytes]]:
+        if self.kept:
+            yield self.kept
 
 
 class KeptUpstream(NotingUpstream):

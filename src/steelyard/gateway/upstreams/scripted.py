@@ -264,20 +264,24 @@ class ScriptedStream:
     async def refusal(self) -> UpstreamAnswer:
         return self._upstream.refusal()
 
-    async def payloads(self) -> AsyncIterator[bytes]:
+    async def payloads(self) -> AsyncIterator[Sequence[bytes]]:
         raw = self._upstream.script.raw
         if raw is not None:
-            for payload in _read_in_pieces(raw, self._upstream.script.raw_write_bytes):
+            for payloads in _read_in_pieces(raw, self._upstream.script.raw_write_bytes):
                 await anyio.lowlevel.checkpoint()
-                yield payload
+                yield payloads
             return
         async for chunk in self._upstream.events(self._path):
-            yield msgspec.json.encode(chunk)
-        yield b"[DONE]"
+            yield [msgspec.json.encode(chunk)]
+        yield [b"[DONE]"]
 
 
-def _read_in_pieces(raw: bytes, write_bytes: int) -> Iterator[bytes]:
+def _read_in_pieces(raw: bytes, write_bytes: int) -> Iterator[Sequence[bytes]]:
     reader = EventStreamReader()
     for at in range(0, len(raw), write_bytes):
-        yield from reader.feed(raw[at : at + write_bytes])
-    yield from reader.end()
+        payloads = reader.feed(raw[at : at + write_bytes])
+        if payloads:
+            yield payloads
+    payloads = reader.end()
+    if payloads:
+        yield payloads
