@@ -199,8 +199,8 @@ class GuardedProtocol(asyncio.Protocol):
     @property
     def peer(self) -> tuple[str, int] | None:
         # A name and a port; of a Unix socket it is no pair.
-        name: Any = self._transport.get_extra_info("peername")
-        return (str(name[0]), int(name[1])) if isinstance(name, tuple) else None
+        name = cast("tuple[str, int] | str | None", self._transport.get_extra_info("peername"))
+        return name if isinstance(name, tuple) else None
 
     @property
     def is_blocked(self) -> bool:
