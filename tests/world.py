@@ -4,12 +4,13 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
 import anyio
+import msgspec
 
 from steelyard.access.rate_limit import LocalCounts
 from steelyard.access.tenant import Department, Organisation, PaysFrom
@@ -355,7 +356,7 @@ class World:
 
         def parse() -> Asked:
             asked = parse_chat(json.dumps(body).encode())
-            return replace(asked, cache_control=cache_control)
+            return msgspec.structs.replace(asked, cache_control=cache_control)
 
         return await self.ask_parsed_async(key, parse, client=client)
 
@@ -367,11 +368,15 @@ class World:
 
     def ask_parsed_in(self, run: RunLease) -> Answered:
         """Ask as part of a run, whose money is set aside as a whole."""
-        return self.ask_parsed("acme", lambda: replace(parse_chat(QUESTION), run_lease=run))
+        return self.ask_parsed(
+            "acme", lambda: msgspec.structs.replace(parse_chat(QUESTION), run_lease=run)
+        )
 
     def ask_split(self, weights: Mapping[str, int], key: str = "acme") -> Answered:
         """Ask for what departments bear by weight, by their ids."""
-        return self.ask_parsed(key, lambda: replace(parse_chat(QUESTION), split=weights))
+        return self.ask_parsed(
+            key, lambda: msgspec.structs.replace(parse_chat(QUESTION), split=weights)
+        )
 
     def ask_parsed(self, key: str, parse: Callable[[], Asked], **client: Any) -> Answered:
         """Ask for anything; `client` says when the client leaves."""

@@ -6,9 +6,10 @@ number of picos per token, so rating never rounds.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NewType
+
+import msgspec
 
 from steelyard.errors import Refusal
 
@@ -48,8 +49,7 @@ class CurrencyUnknown(Refusal):
     code = "currency_unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class Money:
+class Money(msgspec.Struct, frozen=True):
     """An exact amount in one currency, counted in picos."""
 
     picos: int

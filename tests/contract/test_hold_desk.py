@@ -3,6 +3,7 @@
 import threading
 from datetime import timedelta
 
+import msgspec
 import pytest
 from structlog.testing import capture_logs
 
@@ -96,8 +97,7 @@ def test_an_id_belongs_to_one_payer(funds: FundWorld) -> None:
     other = funds.department("other")
     funds.top_up(50, tenant=other)
     hold = funds.place(30)
-    thief = funds.hold(30, payer_id=other.id)
-    object.__setattr__(thief, "id", hold.id)
+    thief = msgspec.structs.replace(funds.hold(30, payer_id=other.id), id=hold.id)
 
     with pytest.raises(HoldIdTaken):
         funds.desk.place(thief, funds.scope()).result(timeout=30)

@@ -1,10 +1,10 @@
 """Idempotency-Key: answered again, charged once."""
 
 from collections.abc import Generator
-from dataclasses import replace
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from steelyard.gateway.answer_store import SqliteAnswerStore
@@ -51,7 +51,7 @@ class Door:
         await self.world.limits.snapshot.refresh()
         await self.world.admission.catalog.refresh()
         gateway = Gateway(self.world.admission, self.world.outbox, self.world.clock)
-        asked = replace(parse_chat(body), is_repeatable=True)
+        asked = msgspec.structs.replace(parse_chat(body), is_repeatable=True)
         asking = RecordingClient(**client)
 
         async def serve_it(remembering: AnsweringClient) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import timedelta
 from threading import Barrier, Thread
 
+import msgspec
 import pytest
 from sqlalchemy.exc import IntegrityError
 
@@ -44,7 +45,7 @@ def _take(funds: FundWorld, picos: int, *, tokens: int = 100) -> Lease:
 
 
 def _leased_hold(funds: FundWorld, lease: Lease, picos: int) -> Hold:
-    return replace(funds.hold(picos), lease_id=lease.id)
+    return msgspec.structs.replace(funds.hold(picos), lease_id=lease.id)
 
 
 def _leased(funds: FundWorld) -> int:

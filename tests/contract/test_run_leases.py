@@ -1,8 +1,7 @@
 """Runs whose requests are held for as a whole: what is set aside, who can have it, and what goes back."""
 
-from dataclasses import replace
-
 import anyio
+import msgspec
 import pytest
 
 from steelyard.access.budget import Budget
@@ -96,7 +95,7 @@ def test_a_run_gets_what_lies_in_leases_of_its_payer(world: World) -> None:
     available = world.balance().available.picos
 
     async def nearly_all() -> Hold:
-        hold = replace(_hold(world, 0), amount=Money(available + 1, USD))
+        hold = msgspec.structs.replace(_hold(world, 0), amount=Money(available + 1, USD))
         return await world.holding.place(hold, _scope(world), run_lease=run)
 
     hold = anyio.run(nearly_all)

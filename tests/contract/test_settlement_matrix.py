@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
 
 from steelyard.billing.settlement_matrix import MATRIX
@@ -277,7 +278,9 @@ def test_an_answer_that_cannot_be_kept_before_its_charge_costs_nothing(
         raise kind("the disk is full")
 
     def parse() -> Asked:
-        return replace(parse_chat(json.dumps(body).encode()), keep=keep, is_repeatable=True)
+        return msgspec.structs.replace(
+            parse_chat(json.dumps(body).encode()), keep=keep, is_repeatable=True
+        )
 
     with suppress(OSError):
         world.ask_parsed("acme", parse)

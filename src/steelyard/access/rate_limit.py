@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from steelyard.access.limits import CountedPlace
 from steelyard.errors import Refusal
 
@@ -22,8 +24,7 @@ _SWEEP_EVERY: Final = 4096
 Kind = Literal["requests", "tokens", "at_once"]
 
 
-@dataclass(frozen=True, slots=True)
-class Allowance:
+class Allowance(msgspec.Struct, frozen=True):
     """What is left of a limit per minute, and when all of it will be free again."""
 
     limit: int
@@ -31,8 +32,7 @@ class Allowance:
     reset_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Allowances:
+class Allowances(msgspec.Struct, frozen=True):
     """The tightest limits over a request, where there are any."""
 
     requests: Allowance | None = None
@@ -186,11 +186,18 @@ class LocalCounts:
     ) -> LocalCounted:
         """As `count`; if it `is_decided` by somebody else, count without refusing."""
         now = int(self.monotonic() * TICKS_PER_S)
-        self._sweep(now)
+        self._until_sweep -= 1
+        if not self._until_sweep:
+            self._sweep(now)
         if not is_decided:
             check_tokens(places, tokens)
-        windows = [self._windows.setdefault((p.scope, p.id), _Window()) for p in places]
-        for place, window in zip(places, windows, strict=True):
+        windows: list[_Window] = []
+        for place in places:
+            name = place.scope, place.id
+            window = self._windows.get(name)
+            if window is None:
+                window = self._windows[name] = _Window()
+            windows.append(window)
             window.advance(now)
             if not is_decided:
                 self._refuse(place, window, tokens, now)
@@ -245,20 +252,20 @@ class LocalCounts:
     ) -> Allowances:
         requests = tokens = None
         for place, window in zip(places, windows, strict=True):
+            limits = place.limits
+            if limits.requests_per_minute is None and limits.tokens_per_minute is None:
+                continue
             # What was counted last leaves last.
             newest = window.ticks[-1].number + WINDOW_TICKS if window.ticks else now
             reset_s = (newest - now) / TICKS_PER_S
-            most = self._share(place.limits.requests_per_minute)
+            most = self._share(limits.requests_per_minute)
             requests = tighter(requests, most, window.requests, reset_s)
-            most = self._share(place.limits.tokens_per_minute)
+            most = self._share(limits.tokens_per_minute)
             tokens = tighter(tokens, most, window.tokens, reset_s)
         return Allowances(requests, tokens)
 
     def _sweep(self, now: int) -> None:
         """Forget, now and then, the places that nobody asks anything any more."""
-        self._until_sweep -= 1
-        if self._until_sweep:
-            return
         self._until_sweep = _SWEEP_EVERY
         for window in self._windows.values():
             window.advance(now)

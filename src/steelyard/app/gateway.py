@@ -117,6 +117,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     audit = await anyio.to_thread.run_sync(lambda: _open_audit(settings, stores.clock))
     closing.push_async_callback(anyio.to_thread.run_sync, audit.close)
     gateway = Gateway(admission, outbox, stores.clock, audit)
+    closing.callback(gateway.served.flush)
     batches = await _open_batches(settings, stores, gateway, closing=closing)
     pipelines = await _open_pipelines(settings, stores, gateway, closing=closing)
     documents = await _open_documents(settings, stores, gateway, closing=closing)

@@ -43,11 +43,16 @@ def highest_charge_within(
     A family is a meter with all that are parts of it: `input.text` bounds cached tokens too. The
     bound is what each unit costs at its dearest, and what the formulas give at their highest.
     """
-    prompt_max = sum(n for family, n in counts_max.items() if family in INPUT_TOKENS)
-    picos = sum(
-        count * _highest_rate(prices, family, size_max=count if family == ITEM else prompt_max)
-        for family, count in counts_max.items()
-    )
+    prompt_max = 0
+    for family, count in counts_max.items():
+        if family in INPUT_TOKENS:
+            prompt_max += count
+    picos = 0
+    for family, count in counts_max.items():
+        rate = prices.dearest_of(family, size_max=count if family == ITEM else prompt_max)
+        if rate is None:
+            raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {family!r}")
+        picos += count * rate
     for meter, formula in prices.equivalent_tokens.items():
         counts = {name: _count_max(name, counts_max) for name in formula.meters}
         rate = prices.meters[meter].highest_picos_per_unit(size_max=prompt_max)
@@ -69,22 +74,6 @@ def affordable_output_tokens(available: Money, *, input_tokens: int, prices: Mod
     # The bound only grows with the answer, so what is affordable is found by halving.
     affordable = bisect_right(range(OUTPUT_TOKENS_MAX + 1), available.picos, key=highest) - 1
     return max(0, affordable)
-
-
-def _highest_rate(prices: ModelPrices, family: str, *, size_max: int) -> int:
-    """The dearest price in a family; what only a formula counts has no price of its own."""
-    bearer = prices.bearer_of(family)
-    if bearer is None:
-        raise PriceNotFound(f"the prices for {prices.match!r} do not name the meter {family!r}")
-    priced = [
-        price
-        for meter, price in prices.meters.items()
-        if meter == bearer or meter.startswith(f"{family}.")
-    ]
-    return max(
-        (price.highest_picos_per_unit(size_max=size_max) for price in priced),
-        default=0,
-    )
 
 
 def _count_max(name: str, counts_max: Mapping[str, int]) -> int:

@@ -2,8 +2,10 @@
 every hard budget. Either all of it is reserved together, or nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
+
+import msgspec
 
 from steelyard.billing.budgets import BudgetExceeded, BudgetReservations, grown_draws
 from steelyard.billing.fund_books import FundUnit
@@ -142,7 +144,9 @@ class _Batch:
             self._declined[hold.id] = _write_reason(refusal)
             self._ends[hold.id] = "declined", self._declined[hold.id]
             raise
-        granted = replace(hold, draws=tuple(draws), budget_draws=tuple(budget_draws))
+        granted = msgspec.structs.replace(
+            hold, draws=tuple(draws), budget_draws=tuple(budget_draws)
+        )
         self._reserve(granted)
         self._open[hold.id] = self._placed[hold.id] = granted
         return granted
@@ -160,8 +164,10 @@ class _Batch:
         )
         draws = self._draw(hold, picos=extra, at=growth.at)
         amount = Money(extra, hold.amount.currency)
-        self._reserve(replace(hold, amount=amount, draws=draws, budget_draws=budget_draws))
-        grown = replace(
+        self._reserve(
+            msgspec.structs.replace(hold, amount=amount, draws=draws, budget_draws=budget_draws)
+        )
+        grown = msgspec.structs.replace(
             hold,
             amount=hold.amount + amount,
             draws=(*hold.draws, *draws),

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+import msgspec
+
 from steelyard.billing.budgets import (
     BudgetReservations,
     BudgetUse,
@@ -154,9 +156,11 @@ class _Taking:
     def take(self, size: LeaseSize, *, ttl: timedelta, run_id: str | None = None) -> Lease:
         """Raises HoldDeclined or BudgetExceeded, before anything is written."""
         wanted, amount = self._wanted, Money(size.picos, self._wanted.currency)
-        scope = replace(wanted.scope, tokens_max=size.tokens)
+        scope = msgspec.structs.replace(wanted.scope, tokens_max=size.tokens)
         draws = _drawn(self._grants, self._credit, amount, at=wanted.at)
-        budget_draws = self._budgets.draws_for(replace(self._probe, amount=amount), scope)
+        budget_draws = self._budgets.draws_for(
+            msgspec.structs.replace(self._probe, amount=amount), scope
+        )
         lease = Lease(
             id=self._probe.id,
             organisation_id=scope.organisation_id,

@@ -1,7 +1,8 @@
 """How much a lease is of: a share of what is there, so that no gateway ever corners a balance. Pure."""
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 # A lease takes at most this part of what is available, and of the room in each hard budget: as a
 # balance shrinks, so do its leases, and what they strand is small.
@@ -11,8 +12,7 @@ SHARE: Final = 16
 HOLDS_MIN: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
-class LeaseSize:
+class LeaseSize(msgspec.Struct, frozen=True):
     """What a lease is of: money, and tokens where budgets count them."""
 
     picos: int

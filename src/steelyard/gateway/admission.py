@@ -1,8 +1,9 @@
 """Admission: everything that can say no, in the order of its cost. Ends with a hold."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from steelyard import __version__
 from steelyard.access.rate_limit import RequestCounts
@@ -54,8 +55,7 @@ from steelyard.pricing.rating import rate_usage
 from steelyard.timestamp import write_timestamp
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(msgspec.Struct, frozen=True):
     """A request, and where it may go. Each try of it is admitted; it is counted once."""
 
     asked: Asked
@@ -65,8 +65,7 @@ class Received:
     counting: RequestCounting
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """An attempt that may run: who, where, at what price, and what is held for it."""
 
     asked: Asked
@@ -118,8 +117,7 @@ class Quote:
     highest_cost: Money
 
 
-@dataclass(frozen=True, slots=True)
-class _Route:
+class _Route(msgspec.Struct, frozen=True):
     """Where a request goes, and at what price."""
 
     model: ServedModel
@@ -179,7 +177,11 @@ class Admission:
         await received.counting.count(route.model.id, limits.counted, tokens=tokens_max)
         bound = await self._bound(asked, route, limit=limits.input_tokens_max, output=output)
         opened = self._open(asked, key, route, request_id=received.request_id, requested=requested)
-        use = await self._look_into_cache(asked, key, route)
+        use = CacheUse(route.upstream)
+        if self.cache is not None and key.cache_ttl_s is not None:
+            use = await self.cache.find(
+                route.upstream, asked, route.way, key=key, model_id=route.model.id
+            )
         try:
             bound = bound_of_hit(route.pinned) if use.is_hit else bound
             hold, bound = await self._hold(asked, opened, bound, route)
@@ -205,13 +207,6 @@ class Admission:
             output_tokens_max=bound.output_tokens,
             counting=received.counting,
             cache=use,
-        )
-
-    async def _look_into_cache(self, asked: Asked, key: VirtualKey, route: _Route) -> CacheUse:
-        if self.cache is None:
-            return CacheUse(route.upstream)
-        return await self.cache.find(
-            route.upstream, asked, route.way, key=key, model_id=route.model.id
         )
 
     async def quote(self, asked: Asked, key: VirtualKey) -> Quote:

@@ -1,6 +1,7 @@
 """One attempt, from the hold to its usage event: relay, and close whatever happens."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final
 
 import anyio
@@ -25,6 +26,7 @@ from steelyard.gateway.relay import (
 from steelyard.gateway.request_metrics import RequestMetrics
 from steelyard.gateway.routing.deployment import Deployment
 from steelyard.gateway.routing.route_plan import Trouble
+from steelyard.gateway.served_log import ServedLine, ServedLog
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.base import (
     UpstreamFailed,
@@ -53,16 +55,19 @@ class Gateway:
     audit: UpstreamAudit | None = None
     recent: RecentUsage = field(default_factory=RecentUsage)
     requests: RequestMetrics = field(default_factory=RequestMetrics)
+    served: ServedLog = field(default_factory=ServedLog)
 
 
 @dataclass(slots=True)
 class Attempt:
-    """An attempt, and how it ended; `closed` is None until it has."""
+    """An attempt, and how it ended; `closed` is None until it has. `headers` are those of its
+    answer."""
 
     admitted: Admitted
     answer: Answer
     meter: AnswerMeter
     number: int
+    headers: dict[str, str]
     refused: UpstreamRefused | None = None
     failure: Failure | None = None
     is_over: bool = False
@@ -121,11 +126,11 @@ async def run_attempt(
     number: int,
 ) -> Attempt:
     """Relay an answer and close the attempt; nothing of its end is told to the client yet."""
-    attempt = Attempt(admitted, admitted.way.open_answer(), AnswerMeter(), number)
+    attempt = Attempt(admitted, admitted.way.open_answer(), AnswerMeter(), number, headers)
     deployment.begin()
     gateway.requests.begin(admitted)
     try:
-        await _relay_until_client_leaves(gateway, attempt, client, headers=headers)
+        await _relay_until_client_leaves(gateway, attempt, client)
         attempt.is_over = True
     finally:
         deployment.end()
@@ -139,12 +144,10 @@ async def run_attempt(
     return attempt
 
 
-async def _relay_until_client_leaves(
-    gateway: Gateway, attempt: Attempt, client: Client, *, headers: dict[str, str]
-) -> None:
+async def _relay_until_client_leaves(gateway: Gateway, attempt: Attempt, client: Client) -> None:
     """Relay; a client that leaves cancels the work upstream."""
     admitted, answer, meter = attempt.admitted, attempt.answer, attempt.meter
-    held_back = HeldBackClient(client, admitted, meter, gateway.outbox, headers)
+    held_back = HeldBackClient(client, admitted, meter, gateway.outbox, attempt.headers)
     with StoppedByLeaving(held_back):
         try:
             if admitted.asked.is_streamed:
@@ -185,8 +188,9 @@ async def _close(gateway: Gateway, attempt: Attempt) -> None:
 def _note(gateway: Gateway, attempt: Attempt, closed: Closed) -> None:
     admitted, meter = attempt.admitted, attempt.meter
     gateway.recent.add(admitted, closed)
-    gateway.requests.observe(admitted, closed, meter, at=gateway.clock.now())
-    _log_served(attempt, closed)
+    at = gateway.clock.now()
+    gateway.requests.observe(admitted, closed, meter, at=at)
+    gateway.served.add(_served_line(attempt, closed, at=at))
     if gateway.audit is not None and not admitted.cache.is_hit:
         gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
 
@@ -215,10 +219,9 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0
 
 
-def _log_served(attempt: Attempt, closed: Closed) -> None:
+def _served_line(attempt: Attempt, closed: Closed, *, at: datetime) -> ServedLine:
     admitted = attempt.admitted
-    log.info(
-        "request.served",
+    return ServedLine(
         request_id=admitted.opened.request_id,
         event_id=closed.event_id,
         attempt=attempt.number,
@@ -232,4 +235,5 @@ def _log_served(attempt: Attempt, closed: Closed) -> None:
         charged_picos=closed.total.picos,
         held_picos=admitted.hold.amount.picos,
         outcome=closed.end_cause,
+        timestamp=at,
     )

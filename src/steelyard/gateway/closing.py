@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import anyio
+import msgspec
 
 from steelyard.billing.settlement_matrix import charged_usage
 from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
@@ -25,8 +26,7 @@ from steelyard.pricing.rating import Charge, rate_usage
 CLOSE_TIMEOUT_S = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(msgspec.Struct, frozen=True):
     """An attempt that has ended: what was used and what it costs."""
 
     event_id: str

@@ -1,7 +1,9 @@
 """A hold that may begin below the worst case of an answer, and grows while its tokens flow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.hold_decisions import HoldDeclined, HoldEnded

@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
 import anyio
 import anyio.to_thread
+from msgspec.structs import replace
 
 from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.fund_books import FundBooks

@@ -5,8 +5,10 @@ Only the event loop touches the wallet, so nothing is locked. How leases come an
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
+
+from msgspec.structs import replace
 
 from steelyard.billing.lease_sizing import LeaseSize
 from steelyard.eventlog.attempt_records import PendingEvent

@@ -1,7 +1,7 @@
 """Which limits are in force over a request: those of its key, of every place above it, and of its
 model."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -70,14 +70,15 @@ class LimitDirectory:
     _found: dict[tuple[str, str, str | None], tuple[VirtualKey, LimitsInForce]] = field(
         default_factory=dict[tuple[str, str, str | None], tuple[VirtualKey, LimitsInForce]]
     )
+    _found_ranges: dict[str, tuple[VirtualKey, Sequence[tuple[str, ...]]]] = field(
+        default_factory=dict[str, tuple[VirtualKey, Sequence[tuple[str, ...]]]]
+    )
     _found_in: LimitsByPlace | None = None
 
     def over(self, key: VirtualKey, *, model: str, asked: str | None = None) -> LimitsInForce:
         """The limits over a key that asks for a model, by this name or its own; raises
         ModelNotAllowed."""
-        if self._found_in is not self.snapshot.copy or len(self._found) >= FOUND_MAX:
-            self._found_in = self.snapshot.copy
-            self._found.clear()
+        self._forget_if_old()
         found = self._found.get((key.id, model, asked))
         if found is not None and found[0] is key:
             return found[1]
@@ -85,17 +86,32 @@ class LimitDirectory:
         self._found[key.id, model, asked] = key, limits
         return limits
 
+    def _ranges_over(self, key: VirtualKey) -> Sequence[tuple[str, ...]]:
+        self._forget_if_old()
+        found = self._found_ranges.get(key.id)
+        if found is not None and found[0] is key:
+            return found[1]
+        ranges = [limits.ip_ranges for _, _, limits in self._tree(key) if limits.ip_ranges]
+        self._found_ranges[key.id] = key, ranges
+        return ranges
+
+    def _forget_if_old(self) -> None:
+        full = len(self._found) >= FOUND_MAX or len(self._found_ranges) >= FOUND_MAX
+        if full or self._found_in is not self.snapshot.copy:
+            self._found_in = self.snapshot.copy
+            self._found.clear()
+            self._found_ranges.clear()
+
     def allows_model(self, key: VirtualKey, model: str) -> bool:
         return all(limits.allows_model(model) for _, _, limits in self._tree(key))
 
     def check_address(self, key: VirtualKey, find: Callable[[], IpAddress | None]) -> None:
         """Raises AddressNotAllowed where a place over the key has ranges without the address of the
         client, which is looked for only then."""
-        for _, _, limits in self._tree(key):
-            if limits.ip_ranges:
-                address = find()
-                if address is None or not is_within(address, _ranges(limits.ip_ranges)):
-                    raise AddressNotAllowed(f"this key does not work from {address or 'here'}")
+        for texts in self._ranges_over(key):
+            address = find()
+            if address is None or not is_within(address, _ranges(texts)):
+                raise AddressNotAllowed(f"this key does not work from {address or 'here'}")
 
     def _over(self, key: VirtualKey, *, model: str, asked: str | None) -> LimitsInForce:
         tree = self._tree(key)

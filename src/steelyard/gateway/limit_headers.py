@@ -1,5 +1,7 @@
 """What an answer says of the limits over it, in the words that OpenAI's clients know."""
 
+from functools import lru_cache
+
 from steelyard.access.rate_limit import Allowances
 
 
@@ -14,6 +16,7 @@ def limit_headers(allowances: Allowances) -> dict[str, str]:
     return headers
 
 
+@lru_cache(maxsize=1024)
 def write_wait(seconds: float) -> str:
     """A time to wait as OpenAI writes it: 250ms, 6.5s, 1m0.5s."""
     if seconds < 1:

@@ -89,7 +89,9 @@ class ModelCatalog:
         UpstreamUnavailable."""
         paths = {way.path for way in asked.ways}
         model = self.find(asked.model, paths=paths)
-        models = [model, *(self._models[name] for name in model.fallbacks if name in self._models)]
+        models = [model]
+        if model.fallbacks:
+            models += [self._models[name] for name in model.fallbacks if name in self._models]
         able = [each for each in models if each.takes(paths)]
         if not able:
             served = sorted({path for each in model.deployments for path in each.paths})

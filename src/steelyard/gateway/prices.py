@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from steelyard.access.tenant import Organisation
 from steelyard.clock import Clock
 from steelyard.gateway.snapshot import Snapshot
@@ -21,8 +23,7 @@ from steelyard.pricing.price_book import (
 MODELS_REMEMBERED_MAX = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class PinnedPrices:
+class PinnedPrices(msgspec.Struct, frozen=True):
     """The prices of one model at a moment, pinned to the version they come from.
 
     `listed` is the entry as it was published; `prices` are those of the windows open at `at`.

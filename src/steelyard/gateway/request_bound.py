@@ -1,7 +1,9 @@
 """The most that a request may use, what that costs, and what is said where money does not reach."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from steelyard.billing.authorization import affordable_output_tokens, highest_charge_within
 from steelyard.billing.budgets import BudgetExceeded
@@ -29,8 +31,7 @@ from steelyard.money import Money
 from steelyard.pricing.price_book import PriceNotFound
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(msgspec.Struct, frozen=True):
     """The tokens that a request may use at most, all choices together; `is_exact` where the prompt
     was counted. Work that is not text has its bounds by meter."""
 
@@ -130,23 +131,23 @@ def highest_cost_of(bound: Bound, pinned: PinnedPrices) -> Money:
         return highest_charge_within(
             {**bound.counts_max, **calls}, prices=prices, currency=pinned.currency
         )
-    families = {INPUT_TEXT: bound.input_tokens, OUTPUT_TEXT: bound.output_tokens}
-    if bound.item_count and (prices.bearer_of(ITEM) or prices.bearer_of(CALL)):
-        # Work that is priced by the item or the call needs no price for the tokens that it reads.
-        families = {}
-    others = {
-        INPUT_TEXT: bound.input_tokens,
-        CALL: 1,
-        ITEM: bound.item_count,
-        INPUT_AUDIO_TOKENS: bound.extra_tokens,
-        INPUT_IMAGE_TOKENS: bound.extra_tokens,
-        OUTPUT_AUDIO_TOKENS: bound.output_tokens,
-        OUTPUT_IMAGE_TOKENS: bound.output_tokens,
-    }
-    # Work that writes nothing needs no price for what is written.
-    counts_max = {
-        family: count
-        for family, count in (families | others).items()
-        if count and (family in families or prices.bearer_of(family))
-    }
+    is_by_item = bool(bound.item_count) and (ITEM in prices or CALL in prices)
+    counts_max: dict[str, int] = {}
+    # Work that writes nothing needs no price for what is written, and work that is priced by the
+    # item or the call none for the tokens that it reads.
+    if bound.input_tokens and (not is_by_item or INPUT_TEXT in prices):
+        counts_max[INPUT_TEXT] = bound.input_tokens
+    if bound.output_tokens and not is_by_item:
+        counts_max[OUTPUT_TEXT] = bound.output_tokens
+    if CALL in prices:
+        counts_max[CALL] = 1
+    for meter, count in (
+        (ITEM, bound.item_count),
+        (INPUT_AUDIO_TOKENS, bound.extra_tokens),
+        (INPUT_IMAGE_TOKENS, bound.extra_tokens),
+        (OUTPUT_AUDIO_TOKENS, bound.output_tokens),
+        (OUTPUT_IMAGE_TOKENS, bound.output_tokens),
+    ):
+        if count and meter in prices:
+            counts_max[meter] = count
     return highest_charge_within(counts_max, prices=prices, currency=pinned.currency)

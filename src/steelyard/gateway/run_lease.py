@@ -6,10 +6,11 @@ is granted from it in memory, and its event spends of it. See ADR 0067.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import anyio
+from msgspec.structs import replace
 
 from steelyard.billing.budgets import BudgetExceeded
 from steelyard.billing.hold_decisions import HoldDeclined

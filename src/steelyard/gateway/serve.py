@@ -121,14 +121,13 @@ async def _end(client: AnsweringClient, attempt: Attempt) -> None:
             raise closed
         await client.fail_stream(closed)
     elif attempt.refused:
-        headers = _headers(admitted, number=attempt.number)
-        await client.answer_from_upstream(attempt.refused, headers)
+        await client.answer_from_upstream(attempt.refused, attempt.headers)
     elif attempt.failure:
         if not is_streamed:
             raise attempt.failure
         await client.fail_stream(attempt.failure)
     elif not is_streamed:
-        headers = _headers(admitted, number=attempt.number)
+        headers = attempt.headers
         headers["content-type"] = admitted.way.answer_type
         headers["x-steelyard-cost"] = write_decimal(closed.total.picos)
         if closed.saved is not None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, Literal
 
+import msgspec
+
 from steelyard.money import Money
 
 HoldStatus = Literal["placed", "unresolved"]
@@ -37,8 +39,7 @@ class BudgetDraw:
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class HoldScope:
+class HoldScope(msgspec.Struct, frozen=True):
     """Whose work a hold is for, and what its budgets are counted in."""
 
     organisation_id: str
@@ -53,8 +54,7 @@ class HoldScope:
         return tuple(part for part in parts if part is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """The most that one attempt may cost; zero where the model is free. Shares the event's id.
 
     `draws` says which grants the amount came from, in the order in which they burn. A hold that was

@@ -7,6 +7,8 @@ ones are refused, without a count.
 
 from dataclasses import dataclass
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFacts:
@@ -20,8 +22,7 @@ class TokenizerFacts:
     special_tokens_added: int
 
 
-@dataclass(frozen=True, slots=True)
-class PromptSize:
+class PromptSize(msgspec.Struct, frozen=True):
     """The size of a prompt before anybody tokenized it.
 
     `kept_bytes` is the part of the text that every template keeps: what users said, without the

@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+import msgspec
 
 INPUT_TEXT: Final = "input.text"
 INPUT_TEXT_CACHE_READ: Final = "input.text.cache_read"
@@ -109,8 +110,7 @@ _OUTPUT_TOKENS: Final = frozenset(OUTPUT_TOKENS)
 TOKEN_METERS: Final = frozenset((*INPUT_TOKENS, *OUTPUT_TOKENS))
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """Counts per meter; a meter with a count of zero is left out, so equal usage is equal."""
 
     counts: Mapping[str, int]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import rfc8785
 
@@ -32,6 +32,14 @@ class PriceNotFound(Refusal):
 _NO_FORMULAS: Final[Mapping[str, Formula]] = MappingProxyType({})
 
 
+class _FamilyPrices(NamedTuple):
+    """The prices of a meter and of its parts, and the dearest where the size decides nothing."""
+
+    bearer: str | None
+    prices: Sequence[Price]
+    rate: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelPrices:
     """The prices of the models whose name matches a pattern.
@@ -53,9 +61,38 @@ class ModelPrices:
         default_factory=dict[str, str | None], init=False, compare=False, repr=False
     )
 
+    # What `dearest_of` has found before.
+    _families: "dict[str, _FamilyPrices]" = field(
+        default_factory=lambda: dict[str, _FamilyPrices](), init=False, compare=False, repr=False
+    )
+
     def __post_init__(self) -> None:
         has_windows = any(price.windows for price in self.meters.values())
         object.__setattr__(self, "_has_windows", has_windows)
+
+    def dearest_of(self, family: str, *, size_max: int) -> int | None:
+        """The most picos that a unit of a meter, or of one that is a part of it, can cost in a
+        request of up to this size; None where nothing bears it. What only a formula counts has no
+        price of its own."""
+        found = self._families.get(family)
+        if found is None:
+            found = self._families[family] = self._find_family(family)
+        bearer, prices, rate = found
+        if rate is not None or bearer is None:
+            return rate
+        return max(price.highest_picos_per_unit(size_max=size_max) for price in prices)
+
+    def _find_family(self, family: str) -> "_FamilyPrices":
+        bearer = self.bearer_of(family)
+        prices = [
+            price
+            for meter, price in self.meters.items()
+            if meter == bearer or meter.startswith(f"{family}.")
+        ]
+        if bearer is None or any(price.tiers for price in prices):
+            return _FamilyPrices(bearer, prices, None)
+        rates = (price.highest_picos_per_unit(size_max=0) for price in prices)
+        return _FamilyPrices(bearer, prices, max(rates, default=0))
 
     def chosen(self, *, is_batch: bool) -> "ModelPrices":
         """The prices of a request, or of a line of a batch."""

@@ -1,7 +1,6 @@
 """Rating: usage times prices gives a charge. Exact, pure, and the same for ever."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -25,8 +24,7 @@ class ChargeLine(msgspec.Struct, frozen=True):
         return self.count * self.picos_per_unit
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True):
     """What a usage costs, line by line; the total is the sum of the lines."""
 
     lines: Sequence[ChargeLine]

@@ -2,12 +2,12 @@
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 import anyio.to_thread
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from steelyard.access.limits import IpRange
 from steelyard.access.virtual_key import VirtualKey
@@ -158,7 +158,8 @@ class GatewayApplication:
         parts, path = self._running_parts(), client.path
         key = await self._find_key(client)
         asked, body = await self._read(SERVED[path], client)
-        asked = replace(asked, cache_control=client.headers.get("cache-control"))
+        if "cache-control" in client.headers:
+            asked = replace(asked, cache_control=client.headers["cache-control"])
         name = read_key(client.headers)
         if name is None:
             await serve(parts.gateway, asked, key, client, request_id=request_id)

@@ -47,7 +47,7 @@ _FACTS: Final = {
 Document = dict[str, Any]
 
 
-class _Unpriced(PricedUsage):
+class _Unpriced(PricedUsage, frozen=True):
     """Counts without a price: this server charges nothing."""
 
     def price_fields(self) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -129,7 +128,7 @@ def read_line(line: bytes, *, batch_id: str) -> tuple[str, Asked]:
     asked = ENDPOINTS[read.url](bytes(read.body))
     if asked.is_streamed:
         raise InvalidRequest("a line of a batch is not streamed", parameter="stream")
-    return read.custom_id, replace(asked, batch_id=batch_id, is_repeatable=True)
+    return read.custom_id, msgspec.structs.replace(asked, batch_id=batch_id, is_repeatable=True)
 
 
 def custom_id_of(line: bytes) -> str:

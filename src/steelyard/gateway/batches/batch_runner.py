@@ -5,7 +5,7 @@ again where it was.
 """
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 import anyio
@@ -314,7 +314,7 @@ class BatchRunner:
             entry = JournalEntry(line.number, name, event_id, msgspec.Raw(body))
             await running.results.note(entry)
 
-        return replace(asked, keep=keep, new_attempt_id=new_attempt_id)
+        return msgspec.structs.replace(asked, keep=keep, new_attempt_id=new_attempt_id)
 
     async def _tell(self, running: _Running) -> None:
         """Keep results and counts, and look whether the key still works."""

@@ -5,7 +5,7 @@ It goes on whether anybody waits or not, and where it was when the gateway start
 
 import math
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -270,7 +270,7 @@ class Documents:
 
         asked = parse_chat(msgspec.json.encode(body))
         # An answer that a crash takes away is charged nothing, since the part is asked again.
-        return replace(
+        return msgspec.structs.replace(
             asked,
             endpoint=ENDPOINT,
             is_repeatable=True,

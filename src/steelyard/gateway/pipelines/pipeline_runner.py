@@ -258,7 +258,7 @@ class PipelineRunner:
         made = _Attempts(run.stored, name, place, payer.name, bearers, self.store)
         split = {department: bearer.weight for department, bearer in bearers.items()} or None
         client = WholeClient()
-        asked = replace(made.noted(asked), run_lease=run.run_lease, split=split)
+        asked = msgspec.structs.replace(made.noted(asked), run_lease=run.run_lease, split=split)
         await serve(self.gateway, asked, key, client, request_id=run.stored.id)
         if client.body is None:
             assert client.refused is not None, "a call was answered or refused"
@@ -330,7 +330,9 @@ class _Attempts:
         async def keep(_event_id: str, body: bytes) -> None:
             await written(self.store.put_call(self.call(body, cost=None)))
 
-        return replace(asked, keep=keep, new_attempt_id=self._new_id, is_repeatable=True)
+        return msgspec.structs.replace(
+            asked, keep=keep, new_attempt_id=self._new_id, is_repeatable=True
+        )
 
     def call(self, body: bytes, *, cost: CallCost | None) -> StoredCall:
         return StoredCall(

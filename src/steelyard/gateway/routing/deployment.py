@@ -80,9 +80,9 @@ class RoutedModel:
             for each in self.deployments
             if each.is_ready and each not in without and not each.paths.isdisjoint(paths)
         ]
-        ready = [each for each in ready if each.is_up] or ready
         if not ready:
             return None
+        ready = [each for each in ready if each.is_up] or ready
         if self.choice == "least_busy":
             least = min((each.open_count + 1) / each.weight for each in ready)
             ready = [each for each in ready if (each.open_count + 1) / each.weight == least]
@@ -90,6 +90,8 @@ class RoutedModel:
 
 
 def _take_turn(ready: Sequence[Deployment]) -> Deployment:
+    if len(ready) == 1:
+        return ready[0]
     for each in ready:
         each.turn += each.weight
     chosen = max(ready, key=lambda each: each.turn)

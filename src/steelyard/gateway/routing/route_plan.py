@@ -7,6 +7,8 @@ back on. How often, rules and the retry budget say. Nothing here waits.
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from steelyard.gateway.routing.deployment import Deployment, RoutedModel
 from steelyard.gateway.upstreams.base import CircuitOpen, UpstreamUnavailable
 
@@ -19,8 +21,7 @@ class Trouble:
     is_lasting: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RouteStep:
+class RouteStep(msgspec.Struct, frozen=True):
     """Where the next attempt goes, and how long it waits before."""
 
     model: RoutedModel

@@ -1,7 +1,6 @@
 """An answer on its way from an upstream to a client: read, metered, priced, and written again."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -17,8 +16,7 @@ Shape = TypeVar("Shape")
 _document_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-@dataclass(frozen=True, slots=True)
-class PricedUsage:
+class PricedUsage(msgspec.Struct, frozen=True):
     """What an answer used, what that costs, and the event that says so."""
 
     usage: Usage

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from steelyard.gateway.refusals import InvalidJson, InvalidRequest, SurfaceNotServed
 from steelyard.gateway.run_lease import RunLease
@@ -18,13 +19,13 @@ Fields = Mapping[str, msgspec.Raw]
 T = TypeVar("T")
 RUNNING_USAGE: Final = {"include_usage": True, "continuous_usage_stats": True}
 CHOICES_MAX: Final = 128
+NO_BOUNDS: Final[Mapping[str, int]] = MappingProxyType({})
 JSON_TYPE: Final = "application/json"
 
 _fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What an upstream may read and write for one request, in tokens; the answer's is of each
     choice."""
 
@@ -32,8 +33,7 @@ class Limits:
     output_tokens_max: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Way:
+class Way(msgspec.Struct, frozen=True, kw_only=True):
     """One protocol in which a request can be put to an upstream, and its answer read.
 
     `fields` translates only when it is called: most ways are never taken. Work that is not
@@ -47,7 +47,7 @@ class Way:
     limit_field: str | None = "max_tokens"
     takes_stream_options: bool = True
     is_bounded_by_tokens: bool = True
-    bounds: Mapping[str, int] = field(default_factory=dict[str, int])
+    bounds: Mapping[str, int] = NO_BOUNDS
     write: Callable[[Mapping[str, Any]], bytes] = msgspec.json.encode
     content_type: str = JSON_TYPE
     # What a whole answer is, as the client gets it.
@@ -88,8 +88,7 @@ class Way:
         return msgspec.json.encode({**chosen, "model": model})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """A request, whichever door it came through; the ways to ask it, the best one first.
 
     `output_tokens_max` is the limit on each choice; of work without output there are no choices.

@@ -82,10 +82,10 @@ def measure_chat(messages: list[Message], fields: Mapping[str, msgspec.Raw]) -> 
         text = measure.add_content(message.content, parameter="messages")
         label = count_utf8_bytes(message.role + (message.name or ""), parameter="messages")
         measure.text_bytes += label
-        known_bytes += len(bytes(message.content)) + label + PLAIN_MESSAGE_BYTES
+        known_bytes += len(message.content) + label + PLAIN_MESSAGE_BYTES
         if message.role == "user":
             kept_bytes += count_utf8_bytes(text.strip(), parameter="messages")
-    if len(bytes(fields["messages"])) > known_bytes:
+    if len(fields["messages"]) > known_bytes:
         _add_other_fields(fields["messages"], measure)
     # A message without content still has a role, but no prompt is made of roles alone.
     if measure.is_empty:
@@ -100,4 +100,4 @@ def _add_other_fields(raw: msgspec.Raw, measure: Measure) -> None:
         for name, value in message.items():
             if name not in {"role", "content", "name"}:
                 measure.add_unknown(value)
-                measure.content_bytes += len(bytes(value))
+                measure.content_bytes += len(value)

@@ -55,7 +55,7 @@ class Measure:
 
     def add_unknown(self, raw: msgspec.Raw) -> None:
         """JSON as it stands: never shorter than the text that it encodes."""
-        self.text_bytes += len(bytes(raw))
+        self.text_bytes += len(raw)
 
     def add_content(self, raw: msgspec.Raw, *, parameter: str) -> str:
         """A message's content: a text, or parts of it; returns the text."""
@@ -85,7 +85,7 @@ class Measure:
             text = read_typed(part["text"], _text_decoder) or ""
             self.add_text(text, parameter=parameter)
             return text
-        size = sum(len(bytes(raw)) for raw in part.values())
+        size = sum(len(raw) for raw in part.values())
         if kind in IMAGE_PARTS:
             self.extra_tokens += IMAGE_TOKENS_MAX
         elif kind in SOUND_PARTS:
@@ -93,7 +93,7 @@ class Measure:
         elif kind in DOCUMENT_PARTS:
             self.extra_tokens += IMAGE_TOKENS_MAX + math.ceil(size / DOCUMENT_BYTES_PER_TOKEN)
         elif kind == "tool_result" and "content" in part:
-            self.text_bytes += size - len(bytes(part["content"]))
+            self.text_bytes += size - len(part["content"])
             return self.add_content(part["content"], parameter=parameter)
         else:
             self.text_bytes += size
