@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,7 @@ from steelyard.gateway.batches.batch_store import BatchStore
 from steelyard.gateway.disconnect_policies import DisconnectPolicies
 from steelyard.gateway.documents.runner import Documents
 from steelyard.gateway.documents.store import DocumentStore
+from steelyard.gateway.editor_sessions import EditorSessions
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.idempotency import Idempotency
 from steelyard.gateway.key_directory import KeyDirectory, SecretsByHash
@@ -67,6 +68,7 @@ class GatewayParts:
     batches: BatchRunner
     pipelines: PipelineRunner
     documents: Documents
+    sessions: EditorSessions = field(default_factory=EditorSessions)
 
 
 @asynccontextmanager

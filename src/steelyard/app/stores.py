@@ -23,6 +23,7 @@ from steelyard.storage.invoice_store import SqlInvoiceStore
 from steelyard.storage.migration import check_version, migrate
 from steelyard.storage.price_store import SqlPriceStore
 from steelyard.storage.reports import SqlReports
+from steelyard.storage.suggestion_store import SqlSuggestionStore
 from steelyard.storage.upstream_costs import SqlUpstreamStore
 from steelyard.storage.usage_lines import SqlExportBooks
 
@@ -49,6 +50,7 @@ class Stores:
     reports: SqlReports
     audit: SqlAudit
     exports: SqlExportBooks
+    suggestions: SqlSuggestionStore
     clock: Clock
     pepper: bytes
 
@@ -73,6 +75,7 @@ def open_stores(settings: Settings, *, should_migrate: bool = False) -> Stores:
         reports=SqlReports(database),
         audit=SqlAudit(database),
         exports=SqlExportBooks(database),
+        suggestions=SqlSuggestionStore(database),
         clock=SystemClock(),
         pepper=_read_secret(settings.secret_path),
     )

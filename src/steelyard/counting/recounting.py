@@ -19,6 +19,7 @@ class _Prompt(msgspec.Struct):
 
     messages: list[dict[str, Any]] | None = None
     prompt: str | list[str | int] | None = None
+    suffix: str | None = None
     tools: list[Any] | None = None
     stop: Any = None
     functions: Any = None
@@ -70,6 +71,9 @@ def uncountable(job: RecountJob, reason: str, *, at: datetime) -> RecountRecord:
 
 def _count_prompt(prompt: _Prompt, counter: ModelCounter) -> Counted | None:
     if prompt.functions or prompt.response_format not in (None, {"type": "text"}):
+        return None
+    if prompt.suffix:
+        # Where the marks around it stand is the model's own business.
         return None
     if prompt.messages is not None:
         return counter.count_messages(prompt.messages, tools=prompt.tools)

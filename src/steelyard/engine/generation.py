@@ -21,6 +21,7 @@ from steelyard.engine.wire import (
     GenerationBody,
     StreamOptions,
     TokenizeBody,
+    read_fill_in,
     read_logprobs,
     read_messages,
     read_prompt,
@@ -47,6 +48,10 @@ async def tokenize_body(
     prompt = getattr(body, "prompt", None)
     if prompt is None:
         raise InvalidRequest("give either messages or prompt", param="messages")
+    suffix = getattr(body, "suffix", None)
+    if suffix:
+        fill_in = partial(model.encode_fill_in, *read_fill_in(prompt, suffix))
+        return await anyio.to_thread.run_sync(fill_in, limiter=limiter)
     text = read_prompt(prompt, vocabulary_size=model.vocabulary_size)
     if isinstance(text, list):
         return text

@@ -11,11 +11,13 @@ import jinja2
 import torch
 from transformers import DynamicCache
 
+from steelyard.engine.fill_in import FillInMarks, find_marks
 from steelyard.engine.grammar import Grammar, GrammarMaker
 from steelyard.engine.packed_weights import packed_bytes
 from steelyard.engine.paged_memory import Paging, StepLayout
 from steelyard.engine.refusals import (
     ChatTemplateMissing,
+    FillInUnsupported,
     InvalidRequest,
     UnsupportedParameter,
 )
@@ -60,6 +62,7 @@ class LoadedModel:
         self.paging: Paging | None = None
         self._model = model
         self._tokenizer = TokenizerCalls(tokenizer)
+        self.fill_in_marks: FillInMarks | None = find_marks(tokenizer.get_added_vocab())
         self._token_text = TokenText(tokenizer, is_byte_level=facts.byte_level)
         self._make_grammar_maker = lambda: GrammarMaker(
             tokenizer, vocabulary_size=self.vocabulary_size, eos_token_ids=facts.eos_token_ids
@@ -140,6 +143,12 @@ class LoadedModel:
     def encode_text(self, text: str) -> list[int]:
         """The ids of a bare prompt, with what the tokenizer adds by itself."""
         return self._tokenizer.encode(text, add_special_tokens=True)
+
+    def encode_fill_in(self, prefix: str, suffix: str) -> list[int]:
+        """The ids of a beginning and an end, ready for what is between them."""
+        if self.fill_in_marks is None:
+            raise FillInUnsupported(param="suffix")
+        return self.encode_text(self.fill_in_marks.write(prefix, suffix))
 
     def encode_messages(
         self, messages: list[Message], *, tools: list[dict[str, Any]] | None = None

@@ -183,4 +183,5 @@ def _card_of(engine: Engine) -> ModelCard:
 
     model = engine.model
     facts = asdict(model.facts) | {"dtype": model.dtype, "device": str(model.device)}
+    facts |= {"fills_in": model.fill_in_marks is not None}
     return ModelCard(model.name, engine.max_model_len, facts, engine.memory_bytes)

@@ -16,6 +16,8 @@ MINILM: Final = "minilm"
 MADE: Final = frozenset({"ticket-classifier", "text-moderation"})
 # A model of ours that draws simple shapes; its weights come with the program.
 TOY_SHAPES: Final = "toy-shapes"
+# A model of ours that fills in small functions; its weights come with the program.
+TOY_CODER: Final = "toy-coder"
 _SMOLLM2_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -64,6 +66,8 @@ def find_model_source(model: str) -> ModelSource:
         return ModelSource(ModelKind.MADE, model, model)
     if model == TOY_SHAPES:
         return ModelSource(ModelKind.DRAWING, TOY_SHAPES, "")
+    if model == TOY_CODER:
+        return ModelSource(ModelKind.FOLDER, TOY_CODER, str(Path(__file__).parent / "toy_coder"))
     path = Path(model).expanduser()
     if (path / "model_index.json").is_file():
         return ModelSource(ModelKind.DRAWING, path.resolve().name, str(path))
@@ -81,7 +85,7 @@ def find_model_source(model: str) -> ModelSource:
         return ModelSource(ModelKind.HUB, model, model)
     raise ModelNotFound(
         f"there is no model folder or .gguf file {model!r}; give an existing path, "
-        f"a hub id such as owner/name, or one of {', '.join(sorted({SMOLLM2, MINILM, *MADE}))}"
+        f"a hub id such as owner/name, or one of {', '.join(sorted({SMOLLM2, MINILM, TOY_CODER, *MADE}))}"
     )
 
 

@@ -82,6 +82,12 @@ class ChatTemplateMissing(EngineRefusal):
     code = "chat_template_missing"
 
 
+class FillInUnsupported(EngineRefusal):
+    """This model was not trained to fill in between a prompt and a suffix; leave the suffix out."""
+
+    code = "fill_in_unsupported"
+
+
 class ServedModelNotFound(EngineRefusal):
     """This engine serves another model."""
 
@@ -141,6 +147,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     ContextLengthExceeded: 400,
     PromptOverBound: 400,
     ChatTemplateMissing: 400,
+    FillInUnsupported: 400,
     AudioUnsupported: 400,
     AudioTruncated: 400,
     AudioOverBound: 400,

@@ -13,7 +13,8 @@ from steelyard.engine.refusals import (
 )
 from steelyard.engine.tokenizer_facts import Message
 
-STOPS_MAX: Final = 4
+# OpenAI takes four; editors send more.
+STOPS_MAX: Final = 16
 CHOICES_MAX: Final = 16
 LOGPROBS_MAX: Final = 20
 _ROLES: Final = {"developer", "system", "user", "assistant", "tool"}
@@ -109,7 +110,7 @@ class CompletionBody(GenerationBody, kw_only=True):
 
     prompt: str | list[str | int]
     logprobs: int | None = None
-    suffix: Any = None
+    suffix: str | None = None
     echo: Any = None
 
 
@@ -120,6 +121,7 @@ class TokenizeBody(msgspec.Struct, kw_only=True):
     messages: list[WireMessage] | None = None
     tools: list[dict[str, Any]] | None = None
     prompt: str | None = None
+    suffix: str | None = None
 
 
 class RequestsBody(msgspec.Struct):
@@ -138,7 +140,6 @@ _NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "function_call": ("none", "auto"),
     "audio": (),
     "modalities": (["text"],),
-    "suffix": ("",),
     "echo": (False,),
 }
 
@@ -189,7 +190,7 @@ def check_generation(body: GenerationBody) -> None:
 
 
 def read_stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    """The stop strings, at most four and none of them empty."""
+    """The stop strings, at most sixteen and none of them empty."""
     stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
     if len(stops) > STOPS_MAX:
         raise InvalidRequest(f"stop holds {len(stops)} strings; at most {STOPS_MAX}", param="stop")
@@ -227,6 +228,15 @@ def read_messages(messages: list[WireMessage]) -> list[Message]:
     if not messages:
         raise InvalidRequest("messages must not be empty", param="messages")
     return [_read_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def read_fill_in(prompt: str | list[str | int], suffix: str) -> tuple[str, str]:
+    """A beginning, which may be empty at the top of a file, and an end."""
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0] if isinstance(prompt[0], str) else prompt
+    if not isinstance(prompt, str):
+        raise InvalidRequest("with a suffix, prompt must be a string", param="prompt")
+    return prompt, suffix
 
 
 def read_prompt(prompt: str | list[str | int], *, vocabulary_size: int) -> str | list[int]:

@@ -43,6 +43,7 @@ log = structlog.get_logger()
 # change while one waits.
 RETRIED: Final = frozenset({408, 429, 500, 502, 503, 504, 529})
 LASTING: Final = frozenset({404})
+LEFT: Final = frozenset[EndCause](("client_left", "client_left_before_first_token"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,13 @@ class Attempt:
     is_over: bool = False
     has_started: bool = False
     closed: Closed | EventLogUnavailable | None = None
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the client left before the end, so that nobody waits for it."""
+        return self.meter.is_drained or (
+            isinstance(self.closed, Closed) and self.closed.end_cause in LEFT
+        )
 
     def trouble(self) -> Trouble | None:
         """What it failed of, where another may take its place: the client has seen nothing."""

@@ -100,7 +100,7 @@ class Idempotency:
         self,
         place: Place,
         client: AnsweringClient,
-        serve: Callable[[AnsweringClient], Awaitable[None]],
+        serve: Callable[[AnsweringClient], Awaitable[object]],
         *,
         digest: str,
     ) -> None:

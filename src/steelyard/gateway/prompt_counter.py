@@ -20,7 +20,15 @@ from steelyard.metering.recount import RecountJob
 
 log = structlog.get_logger()
 
-PROMPT_FIELDS: Final = ("messages", "prompt", "tools", "stop", "functions", "response_format")
+PROMPT_FIELDS: Final = (
+    "messages",
+    "prompt",
+    "suffix",
+    "tools",
+    "stop",
+    "functions",
+    "response_format",
+)
 
 
 @dataclass(slots=True)

@@ -42,20 +42,25 @@ class AnsweringClient(Client, Protocol):
 
 async def serve(
     gateway: Gateway, asked: Asked, key: VirtualKey, client: AnsweringClient, *, request_id: str
-) -> None:
-    """Serve one request from admission to the last byte; refusals are raised to the edge."""
+) -> bool:
+    """Serve one request from admission to the last byte; refusals are raised to the edge. Whether
+    its client was still there at the end."""
     received = gateway.admission.receive(asked, key, request_id=request_id)
     try:
         attempt = await _try_all(gateway, received, client)
     finally:
         received.counting.end()
     if attempt is None:
-        return
+        return False
     gateway.requests.finish(attempt.closed)
+    if attempt.has_left:
+        return False
     try:
         await _end(client, attempt)
+        return True
     except ClientLeft:
         log.info("client.left_at_the_end", request_id=request_id, event_id=attempt.admitted.hold.id)
+        return False
 
 
 async def _try_all(gateway: Gateway, received: Received, client: Client) -> Attempt | None:
@@ -113,8 +118,6 @@ async def _end(client: AnsweringClient, attempt: Attempt) -> None:
     """Let the client see the end, now that the event is durable."""
     admitted, closed = attempt.admitted, attempt.closed
     assert closed is not None, "an attempt is closed before its end is told"
-    if attempt.meter.is_drained:
-        return
     is_streamed = admitted.asked.is_streamed
     if isinstance(closed, EventLogUnavailable):
         if not is_streamed:

@@ -457,3 +457,15 @@ recounts = Table(
     UniqueConstraint("log_id", "position"),
     CheckConstraint("outcome IN ('recounted', 'uncountable', 'dropped')", name="outcome"),
 )
+
+# What editors tell of suggestions; the first telling of a kind counts.
+suggestion_feedback = Table(
+    "suggestion_feedback",
+    metadata,
+    Column("event_id", String(64), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("organisation_id", String(64), nullable=False),
+    Column("told_at", Moment, nullable=False),
+    CheckConstraint("kind IN ('shown', 'accepted')", name="kind"),
+    Index("ix_suggestion_feedback_organisation_id", "organisation_id"),
+)

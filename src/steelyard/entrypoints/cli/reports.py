@@ -91,7 +91,7 @@ def statement(
 ) -> None:
     """Show what a tenant used in a period, at what price, and what moved its balance."""
     with stores_opened() as stores:
-        period = _period(start, end, now=stores.clock.now())
+        period = read_period(start, end, now=stores.clock.now())
         found = find_tenant(stores.access, tenant)
         with stores.reports.snapshot() as snapshot:
             made = make_statement(snapshot, found, period=period)
@@ -135,7 +135,8 @@ def _progress() -> Progress:
     )
 
 
-def _period(start: str | None, end: str | None, *, now: datetime) -> Period:
+def read_period(start: str | None, end: str | None, *, now: datetime) -> Period:
+    """A period as options name it: by default this month so far."""
     first = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     try:
         begins = read_timestamp(start) if start else first

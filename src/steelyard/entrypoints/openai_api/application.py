@@ -1,7 +1,7 @@
 """The gateway's HTTP application: finds the handler, reads the body, turns errors into answers."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final
 
 import anyio.to_thread
@@ -32,6 +32,7 @@ from steelyard.entrypoints.openai_api.error_answer import (
     error_headers,
     status_of,
 )
+from steelyard.entrypoints.openai_api.feedback_answers import EVENTS_PATH, feedback_answer
 from steelyard.entrypoints.openai_api.health_answer import health_document
 from steelyard.entrypoints.openai_api.http_client import HttpClient
 from steelyard.entrypoints.openai_api.key_answers import (
@@ -42,10 +43,18 @@ from steelyard.entrypoints.openai_api.key_answers import (
 )
 from steelyard.entrypoints.openai_api.openapi import OPENAPI_PATH, openapi_document
 from steelyard.entrypoints.openai_api.pipeline_answers import PipelineDoor
-from steelyard.entrypoints.openai_api.surfaces import COUNTED, SERVED, FormSurface, Surface
+from steelyard.entrypoints.openai_api.surfaces import (
+    COUNTED,
+    SERVED,
+    FormSurface,
+    Surface,
+    path_and_model,
+)
 from steelyard.errors import SteelyardError
+from steelyard.gateway.editor_sessions import RequestSuperseded, read_session
 from steelyard.gateway.idempotency import read_key
 from steelyard.gateway.kept_answers import Place
+from steelyard.gateway.relay import ClientLeft
 from steelyard.gateway.serve import serve
 from steelyard.gateway.workloads.asked import Asked, digest_request
 from steelyard.ids import new_id
@@ -116,7 +125,8 @@ class GatewayApplication:
             await self._answer_error(client, InternalError(), request_id)
 
     async def _route(self, client: HttpClient, request_id: str) -> None:
-        path, method = client.path, client.method
+        method = client.method
+        path, _ = path_and_model(client.path)
         surface = SERVED.get(path)
         if surface is not None:
             client.errors = surface.errors
@@ -126,6 +136,9 @@ class GatewayApplication:
             client.errors = COUNTED[path].errors
             _expect(method, "POST")
             await self._count(client, request_id)
+        elif path == EVENTS_PATH or path.startswith("/v1/completions/"):
+            _expect(method, "POST")
+            await self._take_feedback(client, request_id)
         elif path.startswith(("/v1/files", "/v1/batches")):
             await self._keep(client, request_id)
         elif path.startswith("/v1/pipelines"):
@@ -155,14 +168,16 @@ class GatewayApplication:
         return key
 
     async def _serve(self, client: HttpClient, request_id: str) -> None:
-        parts, path = self._running_parts(), client.path
+        parts, (path, model) = self._running_parts(), path_and_model(client.path)
         key = await self._find_key(client)
         asked, body = await self._read(SERVED[path], client)
         if "cache-control" in client.headers:
             asked = replace(asked, cache_control=client.headers["cache-control"])
+        if model is not None and asked.model is None:
+            asked = replace(asked, model=model)
         name = read_key(client.headers)
         if name is None:
-            await serve(parts.gateway, asked, key, client, request_id=request_id)
+            await self._serve_in_turn(asked, key, client, request_id)
         else:
             kept = replace(asked, is_repeatable=True)
             await parts.idempotency.serve_once(
@@ -176,6 +191,20 @@ class GatewayApplication:
         if asked.is_streamed and client.has_started:
             await client.finish()
 
+    async def _serve_in_turn(
+        self, asked: Asked, key: VirtualKey, client: HttpClient, request_id: str
+    ) -> None:
+        """Serve a request; one of an editor session ends when a newer one of it comes."""
+        parts, session = self._running_parts(), read_session(client.headers)
+        if session is None:
+            await serve(parts.gateway, asked, key, client, request_id=request_id)
+            return
+        with parts.sessions.turn(key.id, session, client) as turn:
+            is_answered = await serve(parts.gateway, asked, key, turn, request_id=request_id)
+        if turn.is_superseded and not is_answered:
+            with suppress(ClientLeft):
+                await client.fail_stream(RequestSuperseded())
+
     async def _keep(self, client: HttpClient, request_id: str) -> None:
         """Files, and batches of requests out of them."""
         key = await self._find_key(client)
@@ -187,7 +216,12 @@ class GatewayApplication:
         """Pipelines, and runs of them."""
         key = await self._find_key(client)
         door = PipelineDoor(self._running_parts(), key, client, request_id, self._body_timeout_s)
-        await door.answer(client.method, client.path, bytes_max=self._body_bytes_max)
+        await door.answer(
+            client.method,
+            client.path,
+            bytes_max=self._body_bytes_max,
+            form_bytes_max=self._form_bytes_max,
+        )
 
     async def _read(
         self, surface: Surface | FormSurface, client: HttpClient
@@ -223,6 +257,15 @@ class GatewayApplication:
             bytes_max=self._body_bytes_max, timeout_s=self._body_timeout_s
         )
         await serve_document_again(self._running_parts(), key, body, client, request_id)
+
+    async def _take_feedback(self, client: HttpClient, request_id: str) -> None:
+        """What became of a suggestion."""
+        key = await self._find_key(client)
+        body = await client.read_body(
+            bytes_max=self._body_bytes_max, timeout_s=self._body_timeout_s
+        )
+        document = await feedback_answer(self._running_parts(), key, client.path, body)
+        await client.answer(msgspec.json.encode(document), {"x-request-id": request_id})
 
     async def _count(self, client: HttpClient, request_id: str) -> None:
         """Count a prompt and answer nothing else."""

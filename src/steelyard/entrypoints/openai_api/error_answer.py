@@ -13,6 +13,7 @@ from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.batches.records import BatchNotFound, BatchOver, FileInUse, FileNotFound
 from steelyard.gateway.documents.reading import DocumentTooLarge
 from steelyard.gateway.documents.store import DocumentOver, DocumentsUnavailable
+from steelyard.gateway.editor_sessions import RequestSuperseded
 from steelyard.gateway.idempotency import IdempotencyConflict, IdempotencyKeyReused
 from steelyard.gateway.kept_answers import AnswersUnavailable
 from steelyard.gateway.limit_headers import limit_headers
@@ -132,6 +133,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     MethodNotAllowed: 405,
     RequestTimeout: 408,
     IdempotencyConflict: 409,
+    RequestSuperseded: 409,
     IdempotencyKeyReused: 422,
     BodyTooLarge: 413,
     PromptTooLong: 413,

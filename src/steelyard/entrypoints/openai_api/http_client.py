@@ -12,7 +12,7 @@ import anyio
 from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge, RequestTimeout
 from steelyard.entrypoints.openai_api.error_shape import ErrorShape
 from steelyard.entrypoints.openai_api.surfaces import OPENAI
-from steelyard.errors import Failure
+from steelyard.errors import SteelyardError
 from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 
@@ -234,7 +234,7 @@ class HttpClient:
         body = self.errors.refusal(refused.answer.body, status=status)
         await self.answer(body, headers, status=status)
 
-    async def fail_stream(self, failure: Failure) -> None:
+    async def fail_stream(self, failure: SteelyardError) -> None:
         if not self.has_started:
             raise failure
         await self.send(self.errors.event(failure))

@@ -1,5 +1,6 @@
 """The doors of the gateway: which path takes which work, and how its errors are told."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,7 @@ Parse = Callable[[bytes], Asked]
 ParseForm = Callable[[bytes, str | None], Asked]
 OPENAI: Final = OpenAIErrors()
 ANTHROPIC: Final = AnthropicErrors()
+ENGINE_PATH: Final = re.compile(r"/v1/engines/([^/]+)/completions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,14 @@ class FormSurface:
 
     parse: ParseForm
     errors: ErrorShape = OPENAI
+
+
+def path_and_model(path: str) -> tuple[str, str | None]:
+    """The path of a surface; Copilot's editors name the model in theirs."""
+    if not path.startswith("/v1/engines/"):
+        return path, None
+    match = ENGINE_PATH.fullmatch(path)
+    return ("/v1/completions", match[1]) if match else (path, None)
 
 
 def parse_countable(body: bytes) -> Asked:

@@ -117,7 +117,13 @@ def run_scripted_upstream(player: ScriptPlayer, *, host: str, port: int) -> None
     """Serve until told to stop."""
     listener = listen(host, port, setting="--port")
     config = uvicorn.Config(
-        ScriptedServer(player), http="httptools", lifespan="off", log_config=None, access_log=False
+        ScriptedServer(player),
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        # What hangs for ever must not keep it from stopping.
+        timeout_graceful_shutdown=2,
     )
     uvloop.run(uvicorn.Server(config).serve(sockets=[listener]))
 
