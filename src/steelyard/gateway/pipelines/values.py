@@ -26,6 +26,12 @@ def filled(template: Any, scope: Mapping[str, Any]) -> Any:
 def found(path: str, scope: Mapping[str, Any]) -> Any:
     """The value at a path of names and places; None where there is nothing, as in a stage that was
     left out."""
+    head, star, tail = path.partition(".*")
+    if star:
+        entries = found(head, scope)
+        listed = cast("list[Any]", entries) if isinstance(entries, list) else []
+        # What is below each entry of a list.
+        return [found(f"entry{tail}", {"entry": entry}) for entry in listed]
     value: Any = scope
     for step in path.split("."):
         if isinstance(value, Mapping):
