@@ -44,6 +44,8 @@ class Commit(Generic[T]):
             else:
                 self.done.set_result(None)
             waiting, self._waiting = self._waiting, {}
+            # They know their commit: without this, all of it would be left to the collector.
+            self.items = []
         for loop, waiters in waiting.items():
             # On a loop that has been closed meanwhile nobody waits any more.
             with suppress(RuntimeError):
