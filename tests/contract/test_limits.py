@@ -10,10 +10,12 @@ import pytest
 from steelyard.access.limits import LimitMalformed, LimitScope, LimitSet
 from steelyard.access.rate_limit import RateLimited
 from steelyard.access.virtual_key import KeyExpired, KeyRevoked, VirtualKey, hash_secret, hint_of
+from steelyard.entrypoints.anthropic_api.error_answer import AnthropicErrors
 from steelyard.entrypoints.openai_api.error_answer import error_headers
 from steelyard.gateway.key_directory import KeyDirectory, SecretsByHash
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstreams.scripted import Script
+from steelyard.timestamp import read_timestamp
 from tests.world import Answered, World
 
 SECRET, NEW_SECRET = "sk-steelyard-" + "a" * 43, "sk-steelyard-" + "b" * 43
@@ -189,6 +191,32 @@ def test_a_refusal_says_when_to_come_back_in_openais_words(sqlite_world: World) 
     assert headers["retry-after"] == "49"
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-reset-requests"] == "48.1s"
+    in_anthropics_words = AnthropicErrors().headers(refused.error, at=world.clock.now())
+    assert in_anthropics_words.items() >= headers.items()
+    assert in_anthropics_words["anthropic-ratelimit-requests-limit"] == "1"
+    assert in_anthropics_words["anthropic-ratelimit-requests-remaining"] == "0"
+    reset_at = read_timestamp(in_anthropics_words["anthropic-ratelimit-requests-reset"])
+    assert (reset_at - world.clock.now()).total_seconds() == pytest.approx(48.1)
+
+
+def test_a_message_is_told_of_its_limits_in_anthropics_words(sqlite_world: World) -> None:
+    sqlite_world.organisation(dollars="1")
+    limit(sqlite_world, "key", requests_per_minute=9)
+
+    served = sqlite_world.ask(
+        "/v1/messages",
+        model="scripted",
+        max_tokens=5,
+        messages=[{"role": "user", "content": "what do I owe?"}],
+    )
+
+    headers = served.client.headers
+    assert headers["anthropic-ratelimit-requests-limit"] == "9"
+    assert headers["anthropic-ratelimit-requests-remaining"] == "8"
+    reset_at = read_timestamp(headers["anthropic-ratelimit-requests-reset"])
+    assert 59 < (reset_at - sqlite_world.clock.now()).total_seconds() < 62
+    assert "anthropic-ratelimit-tokens-limit" not in headers
+    assert "anthropic-ratelimit-requests-limit" not in sqlite_world.chat().client.headers
 
 
 def a_key(world: World) -> tuple[VirtualKey, KeyDirectory]:

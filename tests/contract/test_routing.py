@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from steelyard.entrypoints.gateway_metrics import GatewayMetrics
 from steelyard.gateway.model_catalog import Routes
 from steelyard.gateway.routing.rules import (
     BreakerRules,
@@ -276,6 +277,29 @@ def test_a_server_that_keeps_failing_rests_and_is_tried_by_one_request_later(
     for _ in range(2):
         assert routed.world.chat(model="small").status == 200
     assert len(routed.first.bodies) == 4
+
+
+def test_prometheus_is_told_of_retries_fallbacks_and_breakers(routed: Routed) -> None:
+    routed.route(breaker=BreakerRules(failures=1, open_s=10), fallbacks=["large"])
+    routed.first.script = routed.second.script = Script(status=500)
+    gateway = routed.world.gateway()
+
+    assert routed.world.chat(model="small").status == 200
+    told = set(GatewayMetrics(gateway).expose().decode().splitlines())
+
+    first = 'model="small",upstream="first",upstream_model="scripted"'
+    names = 'model="{}",state="{}",upstream="{}",upstream_model="scripted"'
+    breaker = f"steelyard_deployment_breaker{{{{{names}}}}} {{}}"
+    assert {
+        'steelyard_retries_total{again="other",model="small",upstream="second"} 1.0',
+        'steelyard_retries_total{again="fallback",model="large",upstream="large"} 1.0',
+        breaker.format("small", "open", "first", 1.0),
+        breaker.format("small", "closed", "second", 0.0),
+        breaker.format("large", "closed", "large", 1.0),
+        f"steelyard_deployment_breaker_openings_total{{{first}}} 1.0",
+        f"steelyard_deployment_open_requests{{{first}}} 0.0",
+        'steelyard_upstream_up{upstream="first"} 1.0',
+    } <= told
 
 
 def test_where_every_server_rests_nobody_is_asked_and_the_client_knows_when_to_come(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import typer
 from prometheus_client import CollectorRegistry
 
@@ -19,6 +20,7 @@ from steelyard.entrypoints.gateway_metrics import GatewayMetrics
 from steelyard.entrypoints.openai_api.error_answer import HTTP_STATUS
 from steelyard.entrypoints.worker_metrics import LogStanding, WorkerMetrics
 from steelyard.errors import SteelyardError
+from steelyard.gateway.workloads.chat import parse_chat
 from steelyard.metering.usage import METERS
 from steelyard.metering.usage_event import UsageEvent, UsageRecord
 from steelyard.settings import Settings
@@ -142,6 +144,10 @@ def test_every_metric_of_the_gateway_is_documented_with_its_kind_and_labels(
         sqlite_world.chat()
     sqlite_world.keep_leases()
     sqlite_world.requests.refuse("a code")
+    plan = sqlite_world.admission.catalog.plan(
+        parse_chat(b'{"messages": [{"role": "user", "content": "x"}]}')
+    )
+    sqlite_world.requests.try_again(msgspec.structs.replace(plan.first(), again="other"))
     found: dict[str, tuple[str, str]] = {}
 
     def watch() -> None:

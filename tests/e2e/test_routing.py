@@ -1,11 +1,13 @@
 """Several upstreams as real processes: what fails, what answers instead, and what is on the bill."""
 
 import asyncio
+import signal
 from collections.abc import Generator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -169,6 +171,25 @@ def test_streams_survive_every_change_of_the_file(tmp_path: Path) -> None:
     assert second
     assert len(first) + len(second) == 32
     assert {"configuration.loaded", "configuration.refused"} <= events
+
+
+def test_a_signal_makes_the_gateway_look_at_its_file_at_once(tmp_path: Path) -> None:
+    one = CONFIGURATION.partition("[upstreams.second]")[0] + MODEL_ON.format("first")
+    quick = "models: [there]\n"
+    # It looks by itself too late for this test.
+    settings = {"KEY_OF_FIRST": "a", "STEELYARD_REFRESH_S": "60"}
+    with running_routed_product(tmp_path / "p", one, {"first": quick}, **settings) as product:
+
+        def listed() -> str:
+            return httpx.get(f"{product.url}/health").text
+
+        assert "renamed" not in listed()
+        product.configure(one.replace("[models.small]", "[models.renamed]"))
+        assert "renamed" not in listed()
+
+        product.processes["gateway"].send_signal(signal.SIGHUP)
+
+        wait_until(lambda: "renamed" in listed(), within_s=40)
 
 
 MODEL_ON = """

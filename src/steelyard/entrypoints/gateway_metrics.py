@@ -6,6 +6,7 @@ when somebody asks, on the event loop, so that they belong to one moment.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from typing import get_args
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,6 +16,8 @@ from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.lease_wallet import LeaseWallet
+from steelyard.gateway.model_catalog import ModelCatalog
+from steelyard.gateway.routing.breaker import BreakerState
 
 Family = GaugeMetricFamily | CounterMetricFamily
 
@@ -35,6 +38,7 @@ class GatewayMetrics(Collector):
         yield from _outbox(self._gateway.outbox)
         yield from self._holds()
         yield from _leases(self._gateway.admission.holding.wallet)
+        yield from _deployments(self._gateway.admission.catalog)
 
     def _holds(self) -> Iterator[Family]:
         running = self._gateway.requests.in_flight
@@ -102,6 +106,39 @@ def _leases(wallet: LeaseWallet) -> Iterator[Family]:
         picos.add_metric([state, currency], value)
     yield _by("steelyard_leases", "Leases in the hand of this gateway.", "status", counts)
     yield picos
+
+
+def _deployments(catalog: ModelCatalog) -> Iterator[Family]:
+    """What each deployment does, and whether it rests."""
+    labels = ["model", "upstream", "upstream_model"]
+    breaker = GaugeMetricFamily(
+        "steelyard_deployment_breaker",
+        "1 for the state that the breaker of a deployment is in.",
+        labels=[*labels, "state"],
+    )
+    openings = CounterMetricFamily(
+        "steelyard_deployment_breaker_openings",
+        "How often the breaker of a deployment opened, or stayed open after a trial.",
+        labels=labels,
+    )
+    running = GaugeMetricFamily(
+        "steelyard_deployment_open_requests", "Attempts that run on a deployment.", labels=labels
+    )
+    for each in catalog.states():
+        names = [each.model, each.upstream, each.upstream_model]
+        for state in get_args(BreakerState):
+            breaker.add_metric([*names, state], float(state == each.breaker))
+        openings.add_metric(names, each.openings)
+        running.add_metric(names, each.open_count)
+    up = GaugeMetricFamily(
+        "steelyard_upstream_up",
+        "1 where an upstream answered when it was last looked at.",
+        labels=["upstream"],
+    )
+    down = catalog.down()
+    for upstream in catalog.routes.upstreams:
+        up.add_metric([upstream.name], float(upstream.name not in down))
+    yield from (breaker, openings, running, up)
 
 
 def _refuses(outbox: Outbox) -> int:

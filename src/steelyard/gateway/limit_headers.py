@@ -1,8 +1,15 @@
-"""What an answer says of the limits over it, in the words that OpenAI's clients know."""
+"""What an answer says of the limits over it, in the words that OpenAI's and Anthropic's clients
+know."""
 
+from datetime import datetime, timedelta
 from functools import lru_cache
+from typing import Final
 
 from steelyard.access.rate_limit import Allowances
+from steelyard.timestamp import write_timestamp
+
+# Where Anthropic's clients ask.
+MESSAGES_ENDPOINT: Final = "/v1/messages"
 
 
 def limit_headers(allowances: Allowances) -> dict[str, str]:
@@ -13,6 +20,19 @@ def limit_headers(allowances: Allowances) -> dict[str, str]:
             headers[f"x-ratelimit-limit-{name}"] = str(allowance.limit)
             headers[f"x-ratelimit-remaining-{name}"] = str(allowance.remaining)
             headers[f"x-ratelimit-reset-{name}"] = write_wait(allowance.reset_s)
+    return headers
+
+
+def anthropic_limit_headers(allowances: Allowances, *, at: datetime) -> dict[str, str]:
+    """The same as Anthropic says it, with the moment of the reset
+    (https://docs.claude.com/en/api/rate-limits)."""
+    headers: dict[str, str] = {}
+    for name, allowance in (("requests", allowances.requests), ("tokens", allowances.tokens)):
+        if allowance is not None:
+            reset_at = at + timedelta(seconds=allowance.reset_s)
+            headers[f"anthropic-ratelimit-{name}-limit"] = str(allowance.limit)
+            headers[f"anthropic-ratelimit-{name}-remaining"] = str(allowance.remaining)
+            headers[f"anthropic-ratelimit-{name}-reset"] = write_timestamp(reset_at)
     return headers
 
 

@@ -59,6 +59,7 @@ class DeploymentState:
     upstream_model: str
     breaker: BreakerState
     open_count: int
+    openings: int
 
 
 def routes_to_all(upstreams: Sequence[Upstream]) -> Routes:
@@ -142,6 +143,7 @@ class ModelCatalog:
                 each.upstream_model,
                 each.breaker.state,
                 each.open_count,
+                each.breaker.openings,
             )
             for model in self._models.values()
             for each in model.deployments

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 from steelyard.errors import Failure
 from steelyard.gateway.admission import Admitted
 from steelyard.gateway.closing import Closed
+from steelyard.gateway.routing.route_plan import RouteStep
 from steelyard.metering.answer_meter import AnswerMeter
 
 # Those that OpenTelemetry advises.
@@ -75,6 +76,7 @@ class RequestMetrics:
     in_flight: dict[str, Admitted] = field(default_factory=dict[str, Admitted])
     _outcomes: Counter[str] = field(default_factory=Counter[str])
     _attempts: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
+    _retries: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
     _refusals: Counter[str] = field(default_factory=Counter[str])
     _charged: Counter[str] = field(default_factory=Counter[str])
     _models: dict[str, _OfModel] = field(default_factory=dict[str, _OfModel])
@@ -114,6 +116,11 @@ class RequestMetrics:
         outcome = closed.end_cause if isinstance(closed, Closed) else "event_log_failed"
         self._outcomes[outcome] += 1
 
+    def try_again(self, step: RouteStep) -> None:
+        """An attempt failed, and another one goes this way."""
+        assert step.again, "the first attempt of a request is no other one"
+        self._retries[step.model.name, step.deployment.upstream.name, step.again] += 1
+
     def refuse(self, code: str) -> None:
         """An error was the answer."""
         self._refusals[code] += 1
@@ -131,6 +138,12 @@ class RequestMetrics:
             "Attempts that were closed, by upstream and end cause.",
             ["upstream", "outcome"],
             self._attempts,
+        )
+        yield _counts(
+            "steelyard_retries",
+            "Attempts that were not the first of their request, by where they went.",
+            ["model", "upstream", "again"],
+            self._retries,
         )
         yield _counts(
             "steelyard_errors",

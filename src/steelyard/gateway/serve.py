@@ -16,12 +16,17 @@ from steelyard.errors import Failure, SteelyardError
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.admission import Admitted, Received
 from steelyard.gateway.attempt import Attempt, Gateway, run_attempt
-from steelyard.gateway.limit_headers import limit_headers
+from steelyard.gateway.limit_headers import (
+    MESSAGES_ENDPOINT,
+    anthropic_limit_headers,
+    limit_headers,
+)
 from steelyard.gateway.relay import Client, ClientLeft, UpstreamRefused
 from steelyard.gateway.routing.route_plan import RouteStep, Trouble
 from steelyard.gateway.upstreams.base import UpstreamFailed, UpstreamUnavailable
 from steelyard.gateway.workloads.asked import Asked
 from steelyard.money import write_decimal
+from steelyard.timestamp import read_timestamp
 
 log = structlog.get_logger()
 
@@ -72,6 +77,8 @@ async def _try_all(gateway: Gateway, received: Received, client: Client) -> Atte
         if step.wait_s and await _leaves_within(client, step.wait_s):
             return None
         number += 1
+        if step.again:
+            gateway.requests.try_again(step)
         tried = await _try(gateway, received, step, client, number=number)
         if isinstance(tried, Attempt):
             attempt, trouble = tried, tried.trouble()
@@ -144,11 +151,16 @@ async def _end(client: AnsweringClient, attempt: Attempt) -> None:
 
 
 def _headers(admitted: Admitted, *, number: int) -> dict[str, str]:
-    return {
+    allowances = admitted.counting.allowances
+    headers = {
         "x-request-id": admitted.opened.request_id,
         "x-steelyard-event-id": admitted.hold.id,
         "x-steelyard-model": admitted.model.id,
         "x-steelyard-attempts": str(number),
         **admitted.cache.headers(),
-        **limit_headers(admitted.counting.allowances),
+        **limit_headers(allowances),
     }
+    if admitted.asked.endpoint == MESSAGES_ENDPOINT:
+        at = read_timestamp(admitted.opened.admitted_at)
+        headers |= anthropic_limit_headers(allowances, at=at)
+    return headers

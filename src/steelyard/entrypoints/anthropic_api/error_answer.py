@@ -1,12 +1,15 @@
 """Refusals and failures as Anthropic's clients read them (https://docs.claude.com/en/api/errors)."""
 
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
-from steelyard.entrypoints.openai_api.error_answer import status_of
+from steelyard.access.rate_limit import RateLimited
+from steelyard.entrypoints.openai_api.error_answer import error_headers, status_of
 from steelyard.errors import SteelyardError
 from steelyard.gateway.event_stream import write_named_event
+from steelyard.gateway.limit_headers import anthropic_limit_headers
 
 _TYPES: Final[dict[int, str]] = {
     400: "invalid_request_error",
@@ -41,6 +44,12 @@ class AnthropicErrors:
 
     def body(self, error: SteelyardError) -> bytes:
         return msgspec.json.encode(_document(status_of(error), str(error)) | {"code": error.code})
+
+    def headers(self, error: SteelyardError, *, at: datetime) -> dict[str, str]:
+        headers = error_headers(error)
+        if isinstance(error, RateLimited):
+            headers |= anthropic_limit_headers(error.allowances, at=at)
+        return headers
 
     def event(self, error: SteelyardError) -> bytes:
         return write_named_event("error", self.body(error))

@@ -29,7 +29,6 @@ from steelyard.entrypoints.openai_api.error_answer import (
     EndpointNotFound,
     InternalError,
     MethodNotAllowed,
-    error_headers,
     status_of,
 )
 from steelyard.entrypoints.openai_api.feedback_answers import EVENTS_PATH, feedback_answer
@@ -311,7 +310,8 @@ class GatewayApplication:
         log.info("request.refused", request_id=request_id, status=status, code=error.code)
         self._running_parts().gateway.requests.refuse(error.code)
         if not client.has_started:
-            headers = {"x-request-id": request_id, **error_headers(error)}
+            at = self._running_parts().gateway.clock.now()
+            headers = {"x-request-id": request_id, **client.errors.headers(error, at=at)}
             await client.answer(client.errors.body(error), headers, status=status)
 
     def _running_parts(self) -> GatewayParts:

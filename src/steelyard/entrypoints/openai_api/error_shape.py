@@ -1,10 +1,11 @@
 """The shape of errors, which each surface has of its own."""
 
+from datetime import datetime
 from typing import Protocol
 
 import msgspec
 
-from steelyard.entrypoints.openai_api.error_answer import error_body
+from steelyard.entrypoints.openai_api.error_answer import error_body, error_headers
 from steelyard.errors import SteelyardError
 from steelyard.gateway.event_stream import write_event, write_named_event
 
@@ -13,6 +14,10 @@ class ErrorShape(Protocol):
     """How a surface tells its clients that something went wrong."""
 
     def body(self, error: SteelyardError) -> bytes: ...
+
+    def headers(self, error: SteelyardError, *, at: datetime) -> dict[str, str]:
+        """When to come back, and what is left of the limits."""
+        ...
 
     def event(self, error: SteelyardError) -> bytes:
         """The last event of a stream that breaks off."""
@@ -28,6 +33,10 @@ class OpenAIErrors:
 
     def body(self, error: SteelyardError) -> bytes:
         return error_body(error)
+
+    def headers(self, error: SteelyardError, *, at: datetime) -> dict[str, str]:
+        del at
+        return error_headers(error)
 
     def event(self, error: SteelyardError) -> bytes:
         return write_event(error_body(error))

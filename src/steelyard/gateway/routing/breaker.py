@@ -18,6 +18,8 @@ class CircuitBreaker:
 
     rules: BreakerRules
     monotonic: Callable[[], float]
+    # How often it opened, or stayed open after a trial.
+    openings: int = 0
     _failures: int = 0
     _open_until: float | None = None
     _open_s: float = 0.0
@@ -59,6 +61,7 @@ class CircuitBreaker:
             return
         self._open_s = min(self._open_s * 2 or self.rules.open_s, self.rules.open_max_s)
         self._open_until = self.monotonic() + self._open_s
+        self.openings += 1
 
     def forget(self) -> None:
         """A request ended in a way that says nothing of the server."""

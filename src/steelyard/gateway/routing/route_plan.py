@@ -6,11 +6,15 @@ back on. How often, rules and the retry budget say. Nothing here waits.
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import msgspec
 
 from steelyard.gateway.routing.deployment import Deployment, RoutedModel
 from steelyard.gateway.upstreams.base import CircuitOpen, UpstreamUnavailable
+
+# Another attempt on the same deployment, on another one, or on a model that is fallen back on.
+TriedAgain = Literal["same", "other", "fallback"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +26,12 @@ class Trouble:
 
 
 class RouteStep(msgspec.Struct, frozen=True):
-    """Where the next attempt goes, and how long it waits before."""
+    """Where the next attempt goes, and how long it waits before; `again` where it is not the first."""
 
     model: RoutedModel
     deployment: Deployment
     wait_s: float = 0.0
+    again: TriedAgain | None = None
 
 
 @dataclass(slots=True)
@@ -66,20 +71,21 @@ class RoutePlan:
             again = self._again(model, trouble)
             if again is not None:
                 return again
-        return self._on_model_from(self._position + 1)
+        return self._on_model_from(self._position + 1, again="fallback")
 
     def _again(self, model: RoutedModel, trouble: Trouble) -> RouteStep | None:
         """Another try of the same model, at once elsewhere or later at the same place."""
         other = model.choose(self.paths, without=self._tried)
-        wait_s = 0.0
+        wait_s, again = 0.0, "other"
         if other is None:
+            again = "same"
             other = model.choose(self.paths, without=self._given_up)
             wait_s = self._back_off(model, trouble)
             if wait_s > model.retries.backoff_max_s:
                 return None
         if other is None or not model.budget.take():
             return None
-        return self._step(model, other, wait_s=wait_s)
+        return self._step(model, other, wait_s=wait_s, again=again)
 
     def _back_off(self, model: RoutedModel, trouble: Trouble) -> float:
         """Twice as long each time, a random part of it, and never before the upstream wants."""
@@ -88,22 +94,27 @@ class RoutePlan:
         longest = min(retries.backoff_first_s * 2 ** (self._waits - 1), retries.backoff_max_s)
         return max(longest * (0.5 + self.jitter() / 2), trouble.retry_after_s)
 
-    def _on_model_from(self, position: int) -> RouteStep | None:
+    def _on_model_from(self, position: int, *, again: TriedAgain | None = None) -> RouteStep | None:
         """The first try of the first model that has a deployment ready."""
         for at in range(position, len(self.models)):
             model = self.models[at]
             chosen = model.choose(self.paths, without=self._given_up)
             if chosen is not None:
                 self._position, self._attempts = at, 0
-                return self._step(model, chosen)
+                return self._step(model, chosen, again=again)
         return None
 
     def _step(
-        self, model: RoutedModel, deployment: Deployment, *, wait_s: float = 0.0
+        self,
+        model: RoutedModel,
+        deployment: Deployment,
+        *,
+        wait_s: float = 0.0,
+        again: TriedAgain | None = None,
     ) -> RouteStep:
         self._attempts += 1
         self._tried.add(deployment)
-        return RouteStep(model, deployment, wait_s)
+        return RouteStep(model, deployment, wait_s, again)
 
     def _nothing(self) -> UpstreamUnavailable:
         """Why nothing can be tried: all rest, or nobody knows yet what they serve."""
