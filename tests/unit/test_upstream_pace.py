@@ -66,7 +66,7 @@ async def read(answer: Answer, timeouts: Timeouts = QUICK) -> int:
             CHAT, b"{}", request_id="one", tenant="acme", content_type=JSON_TYPE
         ) as stream,
     ):
-        return len([payload async for payload in stream.payloads()])
+        return sum([len(payloads) async for payloads in stream.payloads()])
 
 
 async def silent(request: web.Request) -> web.StreamResponse:
