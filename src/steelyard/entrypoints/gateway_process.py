@@ -14,6 +14,7 @@ import uvloop
 
 from steelyard.app.gateway import open_gateway
 from steelyard.clock import unix_seconds
+from steelyard.collection import collect_seldom
 from steelyard.entrypoints.guarded_protocol import GuardedProtocol, Serving
 from steelyard.entrypoints.logs import configure_logs
 from steelyard.entrypoints.metrics_server import metrics_served
@@ -149,4 +150,5 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
                 delay_s=settings.drain_delay_s,
                 drain_s=settings.drain_s,
             )
+            collect_seldom()
             await server.serve(listener)
