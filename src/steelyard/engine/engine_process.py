@@ -185,6 +185,9 @@ def _fill_shelf(options: EngineOptions, sources: list[ModelSource], serving: Ser
         if source.kind is ModelKind.DRAWING:
             _load_drawing(source, serving)
             continue
+        if source.kind is ModelKind.VOICE:
+            _load_voice(source, serving)
+            continue
         encoder = _load_encoder(options, source)
         if encoder is not None:
             serving.encoders[encoder.name] = encoder
@@ -208,6 +211,14 @@ def _load_drawing(source: ModelSource, serving: Serving) -> None:
     model = load_drawing(Path(source.location), name=source.name)
     serving.media.drawing[model.name] = model
     _log.info("engine.ready", model=model.name, kind="drawing")
+
+
+def _load_voice(source: ModelSource, serving: Serving) -> None:
+    from steelyard.engine.media.voice import load_voice
+
+    model = load_voice(Path(source.location), name=source.name)
+    serving.media.voices[model.name] = model
+    _log.info("engine.ready", model=model.name, kind="voice")
 
 
 def threads_by_default() -> int:

@@ -25,7 +25,7 @@ from steelyard.engine.error_responses import (
     http_exception_response,
     json_response,
 )
-from steelyard.engine.media.routes import MediaRoom, draw, transcribe
+from steelyard.engine.media.routes import MediaRoom, draw, speak, transcribe
 from steelyard.engine.metrics import CONTENT_TYPE, EngineMetrics
 from steelyard.engine.refusals import (
     BodyTooLarge,
@@ -100,6 +100,7 @@ def build_app(serving: Serving) -> Starlette:
         Route("/v1/completions", _guard(edge.completions), methods=["POST"]),
         Route("/v1/audio/transcriptions", _guard(edge.transcriptions), methods=["POST"]),
         Route("/v1/images/generations", _guard(edge.images), methods=["POST"]),
+        Route("/v1/audio/speech", _guard(edge.speech), methods=["POST"]),
     ]
     encoders = edge.encoder_routes
     for path, answer in (
@@ -201,6 +202,11 @@ class _Edge:
         body = await _read_body(request, self._serving.body_bytes_max)
         request_id = _opaque_header(request, "x-request-id") or new_id()
         return draw(self._serving.media, body, request_id)
+
+    async def speech(self, request: Request) -> Response:
+        self._serving.ready_shelf()
+        body = await _read_body(request, self._serving.body_bytes_max)
+        return await speak(self._serving.media, body)
 
     async def tokenize(self, request: Request) -> Response:
         from steelyard.engine.generation import tokenize_body

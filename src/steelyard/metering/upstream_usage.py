@@ -26,6 +26,7 @@ from steelyard.metering.usage import (
     INPUT_TEXT_CACHE_WRITE,
     INPUT_TEXT_CACHE_WRITE_1H,
     ITEM,
+    OUTPUT_AUDIO_CHARACTERS,
     OUTPUT_AUDIO_TOKENS,
     OUTPUT_IMAGE_COUNT,
     OUTPUT_IMAGE_HEIGHT,
@@ -130,6 +131,13 @@ class TranscriptUsage(msgspec.Struct):
     transcript_characters: int | None = None
 
 
+class SpokenUsage(msgspec.Struct):
+    """What speaking used."""
+
+    type: Literal["spoken"]
+    characters: int = 0
+
+
 class ImageUsage(msgspec.Struct):
     """What drawing used: pictures that are there, and steps that were taken for them."""
 
@@ -159,6 +167,7 @@ _engine_decoder = msgspec.json.Decoder(EngineShare)
 _NO_TIME: Final[Mapping[str, int]] = MappingProxyType({})
 _anthropic_decoder = msgspec.json.Decoder(AnthropicUsage)
 _image_decoder = msgspec.json.Decoder(ImageUsage)
+_spoken_decoder = msgspec.json.Decoder(SpokenUsage)
 _transcript_decoder = msgspec.json.Decoder(TranscriptUsage)
 
 
@@ -175,6 +184,8 @@ def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
             return translate_transcript_usage(_transcript_decoder.decode(raw))
         if shape.type == "image":
             return translate_image_usage(_image_decoder.decode(raw))
+        if shape.type == "spoken":
+            return _usage({OUTPUT_AUDIO_CHARACTERS: _spoken_decoder.decode(raw).characters})
         if shape.prompt_tokens is not None:
             return translate_openai_usage(_openai_decoder.decode(raw))
         if shape.input_tokens is None and (shape.total_tokens, shape.items) != (None, None):

@@ -24,6 +24,7 @@ from steelyard.engine.wire import decode_body
 if TYPE_CHECKING:
     from steelyard.engine.media.drawing import ImageModel
     from steelyard.engine.media.speech import SpeechModel
+    from steelyard.engine.media.voice import VoiceModel
 
 PART_BYTES_MAX: Final = 65_536
 _SIZE: Final = re.compile(r"([0-9]{1,6})x([0-9]{1,6})", re.ASCII)
@@ -46,6 +47,7 @@ class MediaRoom:
 
     speech: dict[str, SpeechModel] = field(default_factory=dict[str, "SpeechModel"])
     drawing: dict[str, ImageModel] = field(default_factory=dict[str, "ImageModel"])
+    voices: dict[str, VoiceModel] = field(default_factory=dict[str, "VoiceModel"])
     workshops: dict[str, Workshop] = field(default_factory=dict[str, Workshop])
 
     def workshop(self, model: str) -> Workshop:
@@ -53,7 +55,7 @@ class MediaRoom:
 
     @property
     def models(self) -> list[MediaModel]:
-        return [*self.speech.values(), *self.drawing.values()]
+        return [*self.speech.values(), *self.drawing.values(), *self.voices.values()]
 
 
 async def transcribe(room: MediaRoom, body: bytes, request: Request, request_id: str) -> Response:
@@ -129,6 +131,31 @@ def draw(room: MediaRoom, body: bytes, request_id: str) -> Response:
         is_streamed=bool(asked.stream),
         request_id=request_id,
     )
+
+
+class SpeechBody(msgspec.Struct):
+    """What may be asked of a voice."""
+
+    input: Annotated[str, msgspec.Meta(min_length=1, max_length=4096)]
+    model: str | None = None
+    response_format: Literal["mp3", "opus", "flac", "wav", "pcm"] = "mp3"
+    speed: Annotated[float, msgspec.Meta(ge=0.25, le=4)] = 1.0
+
+
+async def speak(room: MediaRoom, body: bytes) -> Response:
+    """Speak a text; who leaves ends it after the sentence that it is at."""
+    from steelyard.engine.media.voice import CONTENT_TYPES, SpeechWish
+
+    asked = decode_body(body, SpeechBody)
+    model = _find(room.voices, asked.model)
+    workshop = room.workshop(model.name)
+    workshop.check_room()
+    wish = SpeechWish(asked.input, asked.response_format, asked.speed)
+    sound = b""
+    async with workshop.at_work(partial(model.speak, wish)) as steps:
+        async for piece in steps:
+            sound = piece
+    return Response(sound, media_type=CONTENT_TYPES[asked.response_format])
 
 
 def _read_size(text: str | None) -> tuple[int, int] | None:

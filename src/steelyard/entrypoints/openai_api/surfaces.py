@@ -19,6 +19,7 @@ from steelyard.gateway.workloads.messages import parse_countable_messages, parse
 from steelyard.gateway.workloads.moderation import parse_moderation
 from steelyard.gateway.workloads.rerank import parse_rerank
 from steelyard.gateway.workloads.responses import parse_response
+from steelyard.gateway.workloads.speech import parse_speech
 from steelyard.gateway.workloads.transcription import parse_transcription
 
 Parse = Callable[[bytes], Asked]
@@ -77,6 +78,7 @@ SERVED: Final[Mapping[str, Surface | FormSurface]] = {
     "/v1/messages": Surface(parse_messages, ANTHROPIC),
     "/v1/images/generations": Surface(parse_image),
     "/v1/audio/transcriptions": FormSurface(parse_transcription),
+    "/v1/audio/speech": Surface(parse_speech),
     "/generate": Surface(parse_generate),
 }
 COUNTED: Final[Mapping[str, Surface]] = {

@@ -14,6 +14,7 @@ MODERATIONS: Final = "/v1/moderations"
 RERANK: Final = "/v1/rerank"
 TRANSCRIPTIONS: Final = "/v1/audio/transcriptions"
 IMAGES: Final = "/v1/images/generations"
+SPEECH: Final = "/v1/audio/speech"
 PATHS: Final = frozenset(
     {
         CHAT,
@@ -26,6 +27,7 @@ PATHS: Final = frozenset(
         RERANK,
         TRANSCRIPTIONS,
         IMAGES,
+        SPEECH,
     }
 )
 
