@@ -9,13 +9,15 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from anyio.lowlevel import checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from steelyard.billing.billing_period import read_month
 from steelyard.billing.chargeback import split
 from steelyard.billing.chargeback_posting import show_chargeback
-from steelyard.gateway.pipelines.pipeline_runner import PipelineRunner
+from steelyard.gateway.pipelines import pipeline_runner
+from steelyard.gateway.pipelines.pipeline_runner import PipelineRunner, RunOver
 from steelyard.gateway.pipelines.run_store import RunStore, StoredRun
 from steelyard.gateway.upstreams.base import UpstreamAnswer
 from steelyard.gateway.upstreams.scripted import ScriptedUpstream
@@ -100,6 +102,29 @@ class Pipelines:
     def run_again(self, run_id: str, *, killed_after: int | None = None) -> Document:
         stored = self.store.run(run_id, key_id=self.world.keys["acme"].id)
         return self._work(anyio.run(self.runner.begin_again, stored), killed_after=killed_after)
+
+    def run_again_twice(self, run_id: str) -> list[str]:
+        """How both of two tries end that begin at the same time."""
+        key, ended = self.world.keys["acme"], list[str]()
+        stored = self.store.run(run_id, key_id=key.id)
+
+        async def tell(_kind: str, _document: Document) -> None: ...
+
+        async def again() -> None:
+            try:
+                life = await self.runner.begin_again(stored)
+                ended.append((await self.runner.run(life, key, tell))["status"])
+            except RunOver as over:
+                ended.append(over.code)
+
+        async def both() -> None:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(again)
+                tasks.start_soon(again)
+
+        anyio.run(both)
+        self.world.settle()
+        return sorted(ended)
 
     def _work(self, stored: StoredRun, *, killed_after: int | None) -> Document:
         told: list[str] = []
@@ -268,6 +293,39 @@ def test_a_split_by_tokens_of_stages_without_tokens_is_borne_by_who_pays(
     )
 
     assert run["shares"] == {"acme": write_decimal(CALL)}
+
+
+def test_a_run_waits_where_the_limits_of_its_key_say_so(
+    pipelines: Pipelines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = pipelines.world
+    world.settings = world.settings.model_copy(update={"requests_per_minute": 3})
+    world.stop_gateway()
+    pipelines.start()
+    world.organisation(dollars="1")
+
+    async def sleep(delay: float) -> None:
+        world.clock.advance(seconds=delay)
+        await checkpoint()
+
+    monkeypatch.setattr(pipeline_runner, "sleep", sleep)
+    each = _stage("a", "${item}", rest=", for_each: '${input.texts}'")
+
+    run = pipelines.run(each, texts=[f"number {number}" for number in range(7)])
+
+    assert run["status"] == "completed", run["error"]
+    assert pipelines.spent() == 7 * CALL
+
+
+def test_two_who_try_a_run_again_at_once_run_it_once(pipelines: Pipelines) -> None:
+    pipelines.world.organisation(dollars="1")
+    failed = pipelines.run(_stage("a", "fails"))
+    pipelines.upstream.is_moody = False
+
+    ended = pipelines.run_again_twice(failed["id"])
+
+    assert ended == ["completed", "run_over"]
+    assert pipelines.spent() == CALL
 
 
 def test_a_killed_run_gives_back_what_it_had_set_aside_and_goes_on(pipelines: Pipelines) -> None:

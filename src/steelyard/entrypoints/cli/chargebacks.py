@@ -183,10 +183,14 @@ def _rows(line: DepartmentLine) -> Iterator[dict[str, str]]:
         "line": "own",
         "amount": line.own,
     }
+    for part in line.splits:
+        yield {"line": f"split of {part.paid_by}", "amount": part.amount}
+    if line.split_off != "0":
+        yield {"line": "split off", "amount": negated(line.split_off)}
     for share in line.shares:
         part = f"{share.weight}/{share.of_weights} of {share.shared}"
         yield {"line": part, "amount": share.amount}
     if line.passed_on != "0":
         yield {"line": "passed on", "amount": negated(line.passed_on)}
-    if line.shares or line.passed_on != "0":
+    if line.splits or line.shares or {line.split_off, line.passed_on} != {"0"}:
         yield {"line": "total", "amount": line.total}

@@ -16,7 +16,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 import structlog
+from anyio import sleep
 
+from steelyard.access.rate_limit import RateLimited
 from steelyard.access.tenant import Department
 from steelyard.access.virtual_key import VirtualKey
 from steelyard.clock import Clock
@@ -52,7 +54,10 @@ from steelyard.money import read_decimal
 
 log = structlog.get_logger()
 
-CALLS_AT_ONCE: Final = 16
+# How often a request is asked that the limits of its key turn down, and how long it waits between.
+TRIES_MAX: Final = 10
+WAIT_MIN_S: Final = 0.05
+WAIT_MAX_S: Final = 90.0
 SHIPPED: Final = Path(__file__).parent / "shipped"
 # Pipelines of so many texts are kept as they were read.
 READ_MAX: Final = 100
@@ -87,9 +92,6 @@ class PipelineRunner:
     find_department: Callable[[str], Department]
     # What those of these events cost that are in the books.
     booked: Callable[[Set[str]], Mapping[str, EventCharge]]
-    _limiter: anyio.CapacityLimiter = field(
-        default_factory=lambda: anyio.CapacityLimiter(CALLS_AT_ONCE)
-    )
     _at_work: set[str] = field(default_factory=set[str])
     _pipelines: dict[str, Pipeline] = field(default_factory=dict[str, Pipeline])
 
@@ -144,7 +146,19 @@ class PipelineRunner:
         return again
 
     async def run(self, stored: StoredRun, key: VirtualKey, tell: Tell) -> Document:
-        """Run every stage as soon as those before it have ended; the run as it is at the end."""
+        """Run every stage as soon as those before it have ended; the run as it is at the end.
+
+        Raises RunOver where it is at work already, for two who try it again at once.
+        """
+        if stored.id in self._at_work:
+            raise RunOver
+        self._at_work.add(stored.id)
+        try:
+            return await self._run(stored, key, tell)
+        finally:
+            self._at_work.discard(stored.id)
+
+    async def _run(self, stored: StoredRun, key: VirtualKey, tell: Tell) -> Document:
         pipeline = self._read(stored.definition)
         departments = await self._departments(pipeline, key)
         # A run that has just begun has no calls yet.
@@ -154,7 +168,6 @@ class PipelineRunner:
         scope: Document = {"input": stored.input}
         run_lease = self.gateway.admission.holding.lease_for(stored.id)
         run = RunAtWork(stored, pipeline, key, departments, tell, scope, known, run_lease)
-        self._at_work.add(stored.id)
         try:
             await self._run_stages(run)
             error = next(iter(run.errors.values()), None)
@@ -170,7 +183,6 @@ class PipelineRunner:
                 await written(self.store.drop_files(stored.id))
         finally:
             run_lease.end()
-            self._at_work.discard(stored.id)
         return run.document()
 
     def told(self, stored: StoredRun, key: VirtualKey) -> Document:
@@ -235,7 +247,7 @@ class PipelineRunner:
 
         async def call(place: int) -> None:
             scope = {**run.scope, "item": listed[place]}
-            async with self._limiter:
+            async with run.limiter:
                 try:
                     answers[place] = await self._call(run, name, stage, place, scope)
                 except SteelyardError as failure:
@@ -267,9 +279,8 @@ class PipelineRunner:
             key = replace(key, department=payer, project=None)
         made = _Attempts(run.stored, name, place, payer.name, bearers, self.store)
         split = {department: bearer.weight for department, bearer in bearers.items()} or None
-        client = WholeClient()
         asked = msgspec.structs.replace(made.noted(asked), run_lease=run.run_lease, split=split)
-        await serve(self.gateway, asked, key, client, request_id=run.stored.id)
+        client = await self._serve(asked, key, request_id=run.stored.id)
         if client.body is None:
             assert client.refused is not None, "a call was answered or refused"
             said = client.refused.body.decode(errors="replace")[:300]
@@ -278,6 +289,20 @@ class PipelineRunner:
         run.writes.append(self.store.put_call(call))
         run.known[name, place] = call
         return msgspec.json.decode(client.body)
+
+    async def _serve(self, asked: Asked, key: VirtualKey, *, request_id: str) -> WholeClient:
+        """Ask, and wait where the limits of the key say so: a run is one caller."""
+        for number in range(1, TRIES_MAX + 1):
+            client = WholeClient()
+            try:
+                await serve(self.gateway, asked, key, client, request_id=request_id)
+            except RateLimited as limited:
+                if number == TRIES_MAX or limited.retry_after_s > WAIT_MAX_S:
+                    raise
+                await sleep(max(WAIT_MIN_S, limited.retry_after_s))
+            else:
+                return client
+        raise AssertionError("the last try is answered or refused")
 
     def _cost_of(self, event_id: str, key: VirtualKey) -> CallCost:
         organisation_id = key.department.organisation.id

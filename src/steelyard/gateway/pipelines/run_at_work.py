@@ -3,7 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+import anyio
 
 from steelyard.access.tenant import Department
 from steelyard.access.virtual_key import VirtualKey
@@ -14,6 +16,7 @@ from steelyard.gateway.pipelines.values import filled
 from steelyard.gateway.run_lease import RunLease
 from steelyard.money import write_decimal
 
+CALLS_AT_ONCE: Final = 16
 Document = dict[str, Any]
 Tell = Callable[[str, Document], Awaitable[None]]
 StageStatus = Literal["completed", "skipped", "failed", "not_run"]
@@ -32,6 +35,9 @@ class RunAtWork:
     known: dict[tuple[str, int], StoredCall]
     # One hold for all stages, which grows as they come; none where nothing is run.
     run_lease: RunLease | None = None
+    limiter: anyio.CapacityLimiter = field(
+        default_factory=lambda: anyio.CapacityLimiter(CALLS_AT_ONCE)
+    )
     statuses: dict[str, StageStatus] = field(default_factory=dict[str, StageStatus])
     errors: dict[str, SteelyardError] = field(default_factory=dict[str, SteelyardError])
     writes: list["Future[None]"] = field(default_factory=list["Future[None]"])
