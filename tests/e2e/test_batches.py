@@ -132,6 +132,51 @@ def test_a_batch_is_answered_and_costs_what_the_book_says_of_batches(
     assert batch.id in {one.id for one in client.batches.list()}
 
 
+def test_the_statement_shows_what_a_batch_costs_beside_a_chat(product: ScriptedProduct) -> None:
+    secret = product.tenant("beside", dollars="10")
+    client = product.openai(secret)
+    client.chat.completions.create(
+        model="scripted", messages=[{"role": "user", "content": "hello"}]
+    )
+
+    _end(client, _begin(client, _lines(10)).id)
+    wait_until(lambda: _spent(product, secret, 10) == 12 * LINE_COST)
+    lines = product.command("statement", "beside")["lines"]
+
+    prices = {(line["meter"], Decimal(line["price"]) * 10**6): int(line["count"]) for line in lines}
+    assert prices == {
+        ("input.text", Decimal(2)): 7,
+        ("input.text", Decimal(1)): 70,
+        ("output.text", Decimal(10)): 1,
+        ("output.text", Decimal(5)): 10,
+    }
+    assert sum(Decimal(line["amount"]) for line in lines) == 12 * LINE_COST
+
+
+def test_pages_of_batches_are_gone_through_by_openais_client(product: ScriptedProduct) -> None:
+    client = product.openai(product.tenant("paging", dollars="1"))
+    file = client.files.create(file=("in.jsonl", io.BytesIO(_lines(1))), purpose="batch")
+    made = [
+        client.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata={"number": str(number)},
+        )
+        for number in range(5)
+    ]
+
+    listed = list(client.batches.list(limit=2))
+
+    assert [one.id for one in listed] == [one.id for one in reversed(made)]
+    assert [one.metadata for one in listed] == [{"number": str(n)} for n in (4, 3, 2, 1, 0)]
+    for one in made:
+        over = _end(client, one.id)
+        assert (over.expires_at - over.created_at, over.completion_window) == (86_400, "24h")
+        assert over.completed_at >= over.in_progress_at >= over.created_at
+        assert over.error_file_id is None
+
+
 def test_a_batch_whose_gateway_is_killed_goes_on_and_charges_each_line_once(
     product: ScriptedProduct,
 ) -> None:

@@ -75,29 +75,36 @@ class _Running:
         return replace_batch(self.batch, completed=done.completed, failed=done.failed)
 
 
-@dataclass(slots=True, eq=False)
+class _Turn:
+    """The right to ask the model's server for one line; it ends when the server has answered."""
+
+    def __init__(self, turns: anyio.CapacityLimiter) -> None:
+        self._turns = turns
+        self._is_held = False
+
+    async def take(self) -> None:
+        if not self._is_held:
+            await self._turns.acquire_on_behalf_of(self)
+            self._is_held = True
+
+    def end(self) -> None:
+        if self._is_held:
+            self._turns.release_on_behalf_of(self)
+            self._is_held = False
+
+
+@dataclass(frozen=True, slots=True)
 class _Line:
-    """A line that is asked. It has a turn until the model's server has answered; once it may be
-    charged, nothing cancels it before its result is told."""
+    """A line that is asked. Once it may be charged, nothing cancels it before its result is told."""
 
     number: int
     content: bytes
-    turns: anyio.CapacityLimiter
+    turn: _Turn
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
-    has_turn: bool = False
-
-    async def take_turn(self) -> None:
-        await self.turns.acquire_on_behalf_of(self)
-        self.has_turn = True
-
-    def end_turn(self) -> None:
-        if self.has_turn:
-            self.turns.release_on_behalf_of(self)
-            self.has_turn = False
 
     def begin_charging(self) -> None:
         self.scope.shield = True
-        self.end_turn()
+        self.turn.end()
 
     def end_charging(self) -> None:
         self.scope.shield = False
@@ -221,17 +228,28 @@ class BatchRunner:
         path, results = self.store.path_of(running.batch.input_file_id), running.results
         lines = OpenLines(path, is_done=results.is_done)
 
-        async def answer_next() -> None:
-            while (line := await self._take(running, lines)) is not None:
-                with line.scope:
-                    await self._answer_line(running, line)
+        async def answer_next() -> bool:
+            turn = _Turn(self._turns)
+            try:
+                await turn.take()
+                line = await self._take(running, lines, turn)
+                if line is not None:
+                    with line.scope:
+                        await self._answer_line(running, line)
+            finally:
+                turn.end()
+            return line is not None
+
+        async def answer_all() -> None:
+            while await answer_next():
+                pass
 
         async with anyio.create_task_group() as tasks:
             for _ in range(self.lines_at_once * LINES_PER_TURN):
-                tasks.start_soon(answer_next)
+                tasks.start_soon(answer_all)
         await results.wait()
 
-    async def _take(self, running: _Running, lines: OpenLines) -> _Line | None:
+    async def _take(self, running: _Running, lines: OpenLines, turn: _Turn) -> _Line | None:
         """The next line, as long as there is to be one."""
         batch = running.batch
         while (found := await lines.take()) is not None:
@@ -240,7 +258,7 @@ class BatchRunner:
                 running.stops = "cancelled"
                 return None
             if self._now() < batch.expires_at:
-                return _Line(number, content, self._turns)
+                return _Line(number, content, turn)
             running.stops = "expired"
             error = {"code": "batch_expired", "message": "the batch ended before this line"}
             name = custom_id_of(content)
@@ -270,7 +288,7 @@ class BatchRunner:
         pause_s, tries = FIRST_PAUSE_S, 0
         while True:
             client = WholeClient()
-            await line.take_turn()
+            await line.turn.take()
             try:
                 asked = self._asked(running, line, tries)
                 await serve(self.gateway, asked, running.key, client, request_id=request_id)
@@ -284,7 +302,7 @@ class BatchRunner:
             except Failure as broken:
                 failure = broken
             finally:
-                line.end_turn()
+                line.turn.end()
             tries += 1
             line.end_charging()
             # What is away or busy may come back; what breaks off does so for a reason.
