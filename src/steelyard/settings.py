@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     )
     engine_url: str | None = Field(
         default=None,
+        pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$",
         description="address of the engine; default: engine host and port",
     )
     model: str = Field(

@@ -91,7 +91,8 @@ MISTAKES = [
     ("http://10.0.0.7:8000", "http://me:secret@10.0.0.7", "must have no user, query or fragment"),
     ('key_env = "O', 'key_file = "x"\nkey_env = "O', "line 10, upstreams.openai.key_file: give key"),
     ("timeouts = {", "paths = ['/v2']\ntimeouts = {", "line 11, upstreams.openai.paths: '/v2' is"),
-    (":8000", ":80000", "line 6, upstreams.local.url: has a port that is no port"),
+    (":8000", ":80000", "line 6, upstreams.local.url: has a host or a port that cannot be"),
+    ("10.0.0.7", "rack..lan", "line 6, upstreams.local.url: has a host or a port that cannot be"),
     ('url = "http', 'api_version = "1"\nurl = "http', "line 6, upstreams.local.api_version: only an"),
     ("timeouts = { first_token_s = 20 }", "timeouts = { first_token_s = 0 }", "line 11, upstreams.open"),
 ]  # fmt: skip
@@ -191,3 +192,11 @@ def test_the_command_checks_a_file_and_its_keys(
     assert without.exit_code == checked.exit_code == 0
     assert '"upstream_model": "qwen"' in checked.output
     assert "sk-never-told" not in checked.output
+
+
+@pytest.mark.parametrize("url", ["engine:8000", "ftp://engine", "http://", "http://me@engine"])
+def test_an_address_of_the_engine_that_is_none_is_refused_at_the_start(url: str) -> None:
+    with pytest.raises(SettingsInvalid, match="engine_url: "):
+        read_settings(engine_url=url)
+
+    assert read_settings(engine_url="http://engine:8000/").engine_address == "http://engine:8000/"

@@ -198,8 +198,8 @@ def _of_upstream(path: tuple[str, ...], rules: UpstreamRules) -> Iterator[_Mista
         parts = urlsplit(rules.url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             yield _Mistake((*path, "url"), "must begin with http:// or https:// and name a host")
-        elif not _has_good_port(parts):
-            yield _Mistake((*path, "url"), "has a port that is no port")
+        elif not _names_a_server(parts):
+            yield _Mistake((*path, "url"), "has a host or a port that cannot be")
         elif parts.username is not None or parts.query or parts.fragment:
             yield _Mistake((*path, "url"), "must have no user, query or fragment in it")
     if rules.key_env is not None and rules.key_file is not None:
@@ -212,8 +212,10 @@ def _of_upstream(path: tuple[str, ...], rules: UpstreamRules) -> Iterator[_Mista
             yield _Mistake((*path, "paths"), message)
 
 
-def _has_good_port(parts: SplitResult) -> bool:
+def _names_a_server(parts: SplitResult) -> bool:
+    """Whether host and port could be a server's; the system of names has its own rules."""
     try:
+        (parts.hostname or "").encode("idna")
         return parts.port != 0
     except ValueError:
         return False

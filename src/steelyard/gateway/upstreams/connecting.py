@@ -75,7 +75,10 @@ async def connect(
         )
         return connection
 
-    found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    try:
+        found = await loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+    except UnicodeError as error:
+        raise OSError(f"{origin.host} cannot be a name") from error
     addresses = in_turns([(family, str(place[0])) for family, _, _, _, place in found])
     if not addresses:
         raise OSError(f"{origin.host} has no address")
