@@ -246,6 +246,11 @@ class Settings(BaseSettings):
         gt=0,
         description="how long a document and its answers are kept after it was begun; in seconds",
     )
+    answer_cache_url: str | None = Field(
+        default=None,
+        description="Valkey or Redis in which gateways share the answer cache; default: a file, "
+        "which the gateways of one machine share",
+    )
     answer_cache_keep_s: float = Field(
         default=86_400.0,
         gt=0,

@@ -1,6 +1,8 @@
 """The answer cache: the same request is made once, shown twice, and charged as the book says."""
 
+import time
 from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +11,12 @@ import pytest
 
 from steelyard.gateway.answer_cache import AnswerCache
 from steelyard.gateway.answer_store import SqliteAnswerStore
+from steelyard.gateway.kept_answers import AnswerStore, KeptAnswer, Place, StillRunning
+from steelyard.gateway.shared_answers import REST_S, ValkeyAnswerStore
 from steelyard.gateway.upstreams.scripted import Script
+from steelyard.ids import new_id
+from tests.unit.test_outbox import wait_until
+from tests.valkey_server import ValkeyServer, running_valkey
 from tests.world import INPUT_PRICE, OUTPUT_PRICE, PRICE_BOOK, World
 
 WORDS = ("one", "two", "three")
@@ -19,8 +26,14 @@ PRICED_HITS = PRICE_BOOK.replace("name: world", "name: hits") + (
 )
 
 
-@pytest.fixture
-def cached(world: World) -> Generator[World]:
+@pytest.fixture(scope="module")
+def valkey() -> Generator[ValkeyServer]:
+    with running_valkey() as server:
+        yield server
+
+
+@contextmanager
+def in_file(world: World) -> Generator[AnswerStore]:
     store = SqliteAnswerStore(
         world.settings.data_dir / "cache.db",
         owner="world",
@@ -28,14 +41,34 @@ def cached(world: World) -> Generator[World]:
         keep_s=3600,
         bytes_max=1024 * 1024,
     )
-    world.stop_gateway()
-    world.cache = AnswerCache(store, world.clock, wait_s=10)
-    world.start_gateway()
-    world.organisation(dollars="1")
-    world.keys["acme"] = replace(world.keys["acme"], cache_ttl_s=60)
-    world.upstream.script = Script(words=WORDS, prompt_tokens=7)
-    yield world
+    yield store
     store.close()
+
+
+@contextmanager
+def in_valkey(server: ValkeyServer, *, lock_s: float = 60) -> Generator[ValkeyAnswerStore]:
+    store = ValkeyAnswerStore(
+        server.url, timeout_s=10, keep_s=3600, lock_s=lock_s, monotonic=time.monotonic
+    )
+    yield store
+    store.close()
+
+
+@pytest.fixture(params=["file", "valkey"])
+def cached(world: World, request: pytest.FixtureRequest) -> Generator[World]:
+    with ExitStack() as stack:
+        if request.param == "file":
+            store = stack.enter_context(in_file(world))
+        else:
+            server: ValkeyServer = request.getfixturevalue("valkey")
+            store = stack.enter_context(in_valkey(server))
+        world.stop_gateway()
+        world.cache = AnswerCache(store, world.clock, wait_s=10)
+        world.start_gateway()
+        world.organisation(dollars="1")
+        world.keys["acme"] = replace(world.keys["acme"], cache_ttl_s=60)
+        world.upstream.script = Script(words=WORDS, prompt_tokens=7)
+        yield world
 
 
 def _made(world: World) -> int:
@@ -166,3 +199,70 @@ def test_requests_at_the_same_time_are_computed_once(cached: World) -> None:
     assert _made(cached) == 1
     assert cached.balance().total.picos == 10**12 - COST
     assert cached.differences() == []
+
+
+PLACE = Place("acme", "0" * 64)
+ANSWER = KeptAnswer(PLACE.name, False, {"kept-at": "2026-01-01T00:00:00Z"}, (b"{}",))
+
+
+def fresh_place() -> Place:
+    return Place(new_id(), PLACE.name)
+
+
+def test_of_several_machines_one_makes_the_answer_and_all_have_it(valkey: ValkeyServer) -> None:
+    place = fresh_place()
+    with in_valkey(valkey) as one, in_valkey(valkey) as other:
+        assert one.begin(place, digest=place.name) is None
+        assert other.begin(place, digest=place.name) == StillRunning(place.name)
+
+        one.keep(place, ANSWER)
+
+        assert other.begin(place, digest=place.name) == ANSWER
+        other.forget(place)
+        assert other.begin(place, digest=place.name) is None
+        assert one.begin(place, digest=place.name) == StillRunning(place.name)
+
+
+def test_a_machine_that_dies_keeps_nobody_waiting_and_takes_no_lock_of_another(
+    valkey: ValkeyServer,
+) -> None:
+    place = fresh_place()
+    with in_valkey(valkey, lock_s=0.05) as dead, in_valkey(valkey) as other:
+        assert dead.begin(place, digest=place.name) is None
+        wait_until(lambda: other.begin(place, digest=place.name) is None)
+
+        dead.give_up(place)
+
+        assert dead.begin(place, digest=place.name) == StillRunning(place.name)
+        other.give_up(place)
+        assert dead.begin(place, digest=place.name) is None
+
+
+def test_while_valkey_is_away_every_request_is_made_and_it_is_not_asked_each_time(
+    world: World,
+) -> None:
+    now = [0.0]
+    world.organisation(dollars="1")
+    world.keys["acme"] = replace(world.keys["acme"], cache_ttl_s=60)
+    with running_valkey() as server:
+        store = ValkeyAnswerStore(
+            server.url, timeout_s=10, keep_s=3600, lock_s=60, monotonic=lambda: now[0]
+        )
+        world.stop_gateway()
+        world.cache = AnswerCache(store, world.clock, wait_s=10)
+        world.start_gateway()
+        asked = [world.chat(), world.chat()]
+        server.stop()
+        asked += [world.chat(), world.chat()]
+        server.start()
+        asked.append(world.chat())
+        now[0] = REST_S
+        asked += [world.chat(), world.chat()]
+        store.close()
+
+    said = [answered.client.headers["x-steelyard-cache"] for answered in asked]
+    assert [answered.status for answered in asked] == [200] * 7
+    # It came back empty, and a moment after the failure it is believed to be away still.
+    assert said == ["miss", "hit", "bypass", "bypass", "bypass", "miss", "hit"]
+    world.settle()
+    assert world.differences() == []

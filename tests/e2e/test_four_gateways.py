@@ -35,6 +35,7 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[ScriptedProdu
             folder,
             SCRIPT,
             STEELYARD_VALKEY_URL=valkey.url,
+            STEELYARD_ANSWER_CACHE_URL=valkey.url.removesuffix("0") + "1",
             STEELYARD_VALKEY_TIMEOUT_S="10",
             STEELYARD_GATEWAY_COUNT=str(GATEWAYS),
         ) as running,
@@ -109,6 +110,19 @@ def test_tokens_of_four_processes_are_one_limit(product: ScriptedProduct, urls: 
     # Each finds what all before it have left, whichever gateway they asked.
     assert remaining == sorted(remaining, reverse=True)
     assert len(set(remaining)) == len(remaining)
+
+
+def test_four_processes_make_the_same_answer_once(
+    product: ScriptedProduct, urls: list[str]
+) -> None:
+    options = ("--cache", "3600", "--requests-per-minute", "1000")
+    secret = product.tenant("cached", key_options=options)
+
+    answers = ask_all(urls, secret, each=3)
+
+    said = [answer.headers["x-steelyard-cache"] for answer in answers]
+    assert {answer.status_code for answer in answers} == {200}
+    assert (said.count("miss"), said.count("hit")) == (1, 11)
 
 
 def test_a_revoked_key_is_dead_in_every_process_within_a_second(

@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from steelyard.access.store import AccessStore
+from steelyard.app.answer_caches import open_answer_cache
 from steelyard.app.disconnect_setting import read_policies
 from steelyard.app.limit_counts import open_counts
 from steelyard.app.routing import Routing
@@ -21,7 +22,6 @@ from steelyard.eventlog.outbox import Outbox
 from steelyard.eventlog.recount_log import SUFFIX, RecountLog
 from steelyard.eventlog.relay import read_relayed
 from steelyard.gateway.admission import Admission
-from steelyard.gateway.answer_cache import AnswerCache
 from steelyard.gateway.answer_store import SqliteAnswerStore
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.batches.batch_runner import BatchRunner
@@ -98,7 +98,7 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     )
     prompt_counter = PromptCounter(_counting_process(settings))
     closing.callback(prompt_counter.close)
-    cache = _answer_cache(settings, stores.clock, closing)
+    cache = open_answer_cache(settings, stores.clock, closing=closing)
     admission = Admission(
         catalog=catalog,
         prices=prices,
@@ -249,18 +249,6 @@ def _booked(stores: Stores, event_ids: Set[str]) -> dict[str, EventCharge]:
         found = [snapshot.recent_events(event_id=one, limit=1) for one in event_ids]
     events = [decode_event(event.body) for listed in found for event in listed]
     return {event.id: EventCharge(event.data.amount, event.data.meters) for event in events}
-
-
-def _answer_cache(settings: Settings, clock: Clock, closing: AsyncExitStack) -> AnswerCache:
-    store = SqliteAnswerStore(
-        settings.data_dir / "cache.db",
-        owner=settings.gateway_name,
-        clock=clock,
-        keep_s=settings.answer_cache_keep_s,
-        bytes_max=settings.answer_cache_bytes_max,
-    )
-    closing.callback(store.close)
-    return AnswerCache(store, clock, wait_s=settings.answer_cache_wait_s)
 
 
 def _pruning(settings: Settings, stores: Stores, outbox: Outbox) -> OutboxPruning:

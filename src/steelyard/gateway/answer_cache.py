@@ -168,7 +168,8 @@ class AnswerCache:
             return CacheUse(
                 KeptUpstream(upstream, kept.events),
                 is_chosen=True,
-                age_s=int(age.total_seconds()),
+                # The clock of the gateway that made it may be ahead of ours.
+                age_s=max(0, int(age.total_seconds())),
             )
         if kept is not None:
             return CacheUse(upstream, is_chosen=True)
