@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
-from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -18,27 +18,32 @@ class Commit(Generic[T]):
     def __init__(self) -> None:
         self.items: list[T] = []
         self.done: Future[None] = Future()
+        # The same as `done` says, for many that look: that takes a lock and several calls.
+        self._is_over = False
+        self._failure: Exception | None = None
         self._lock = threading.Lock()
         self._waiting: _Waiters = {}
 
     async def durable(self, *, timeout_s: float | None = None) -> None:
         """Return when it is on the disk, or raise what became of it; raises TimeoutError if that
         is not known in time."""
-        if not self.done.done():
+        if not self._is_over:
             loop = asyncio.get_running_loop()
             waiter: asyncio.Future[None] = loop.create_future()
             with self._lock:
                 # Whoever finishes it has the lock, and finds the waiter or was there before.
-                is_done = self.done.done()
-                if not is_done:
+                is_over = self._is_over
+                if not is_over:
                     self._waiting.setdefault(loop, []).append(waiter)
-            if not is_done:
+            if not is_over:
                 await _wait(waiter, timeout_s)
-        self.done.result()
+        if self._failure is not None:
+            raise self._failure
 
     def finish(self, failure: Exception | None = None) -> None:
         """Tell everybody, with one wake-up for each event loop."""
         with self._lock:
+            self._is_over, self._failure = True, failure
             if failure:
                 self.done.set_exception(failure)
             else:
@@ -58,40 +63,46 @@ class CommitQueue(Generic[T]):
 
     def __init__(self, *, batch_max: int) -> None:
         self._batch_max = batch_max
-        self._changed = threading.Condition(threading.Lock())
-        self._gathered: deque[Commit[T]] = deque()
-        self._is_closed = False
+        self._lock = threading.Lock()
+        # Commits that nobody has taken; None is the last one.
+        self._commits: SimpleQueue[Commit[T] | None] = SimpleQueue()
+        self._newest: Commit[T] | None = None
+        self._waiting_count = 0
 
     def put(self, item: T) -> Commit[T]:
         """The commit that the item will be in."""
-        with self._changed:
-            gathered = self._gathered
-            if gathered and len(gathered[-1].items) < self._batch_max:
-                commit = gathered[-1]
+        with self._lock:
+            self._waiting_count += 1
+            commit = self._newest
+            if commit is None or len(commit.items) >= self._batch_max:
+                commit = self._newest = Commit()
+                commit.items.append(item)
+                self._commits.put(commit)
             else:
-                commit = Commit[T]()
-                gathered.append(commit)
-                self._changed.notify()
-            commit.items.append(item)
+                commit.items.append(item)
             return commit
 
     def __len__(self) -> int:
         """How many items wait."""
-        with self._changed:
-            return sum(len(commit.items) for commit in self._gathered)
+        return self._waiting_count
 
     def close(self) -> None:
         """Let the taker finish what was put before, and then end."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify()
+        self._commits.put(None)
 
     def take(self) -> Commit[T] | None:
         """Wait for at least one item; None says that the queue is closed and empty."""
-        with self._changed:
-            while not self._gathered and not self._is_closed:
-                self._changed.wait()
-            return self._gathered.popleft() if self._gathered else None
+        commit = self._commits.get()
+        if commit is None and not self._commits.empty():
+            # Put while it was being closed.
+            self._commits.put(None)
+            commit = self._commits.get()
+        with self._lock:
+            if commit is not None:
+                self._waiting_count -= len(commit.items)
+            if commit is self._newest:
+                self._newest = None
+        return commit
 
 
 async def _wait(waiter: "asyncio.Future[None]", timeout_s: float | None) -> None:

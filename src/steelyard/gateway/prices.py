@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -21,6 +21,8 @@ from steelyard.pricing.price_book import (
 )
 
 MODELS_REMEMBERED_MAX = 10_000
+FOUND_MAX = 10_000
+START_OF_TIME = datetime.min.replace(tzinfo=UTC)
 
 
 class PinnedPrices(msgspec.Struct, frozen=True):
@@ -71,6 +73,13 @@ class PriceDirectory:
     _entries: dict[tuple[str, str, bool], ModelPrices | None] = field(
         default_factory=dict[tuple[str, str, bool], "ModelPrices | None"]
     )
+    # What is in force for whom, of which copy, and from when until when that holds.
+    _found: dict[tuple[str, str | None, Currency], Sequence[PriceVersion]] = field(
+        default_factory=dict[tuple[str, "str | None", Currency], Sequence[PriceVersion]]
+    )
+    _found_in: Sequence[PriceVersion] | None = None
+    _found_at: datetime = START_OF_TIME
+    _found_until: datetime | None = None
 
     def pin(
         self, model: str, *, organisation: Organisation, is_batch: bool = False
@@ -78,8 +87,9 @@ class PriceDirectory:
         """The organisation's contract goes before its plan, and that before the list; what one
         does not price, the next may. Raises PriceNotFound: what has no price is not served."""
         now = self.clock.now()
+        found = self._find(organisation, now)
         looked_in: list[str] = []
-        for version in self._in_force(organisation, now):
+        for version in found:
             listed = self._entry(version, model, is_batch=is_batch)
             if listed:
                 return PinnedPrices(version, listed, listed.at(now), now)
@@ -115,6 +125,24 @@ class PriceDirectory:
         if version is None or listed is None:
             raise PriceNotFound(f"the price version {sha256} does not price the model {model!r}")
         return PinnedPrices(version, listed, listed.at(at), at)
+
+    def _find(self, organisation: Organisation, now: datetime) -> Sequence[PriceVersion]:
+        """The versions in force for an organisation: the same until another one is published, or
+        one that was comes into force."""
+        versions = self.snapshot.copy
+        if self._found_in is not versions or now < self._found_at or len(self._found) >= FOUND_MAX:
+            self._found_in, self._found_at = versions, now
+            self._found.clear()
+            starts = [version.book.effective_from for version in versions]
+            self._found_until = min((start for start in starts if start > now), default=None)
+        elif self._found_until is not None and now >= self._found_until:
+            self._found_in = None
+            return self._find(organisation, now)
+        name = organisation.name, organisation.plan, organisation.currency
+        found = self._found.get(name)
+        if found is None:
+            found = self._found[name] = list(self._in_force(organisation, now))
+        return found
 
     def _in_force(self, organisation: Organisation, now: datetime) -> Iterator[PriceVersion]:
         scopes = [AppliesTo("organisation", organisation.name)]

@@ -50,8 +50,9 @@ class HoldScope(msgspec.Struct, frozen=True):
 
     @property
     def ids(self) -> tuple[str, ...]:
-        parts = (self.organisation_id, self.department_id, self.project_id, self.key_id)
-        return tuple(part for part in parts if part is not None)
+        if self.project_id is None:
+            return self.organisation_id, self.department_id, self.key_id
+        return self.organisation_id, self.department_id, self.project_id, self.key_id
 
 
 class Hold(msgspec.Struct, frozen=True):
