@@ -26,20 +26,11 @@ from steelyard.access.rate_limit import (
 from steelyard.entrypoints.cli.main import application
 from steelyard.gateway.shared_counts import GATEWAYS, PREFIX, SharedCounted, SharedCounts
 from steelyard.gateway.valkey_link import ValkeyLink
+from tests.tape import Tape
 from tests.valkey_server import ValkeyServer, running_valkey
 
 # Long enough for a machine with much else to do.
 TIMEOUT_S = 10.0
-
-
-@dataclass
-class Tape:
-    """A clock that a test moves."""
-
-    at: float = 0.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 @dataclass

@@ -16,18 +16,9 @@ from steelyard.access.rate_limit import (
     TokensOverLimit,
     TooManyAtOnce,
 )
+from tests.tape import Tape
 
 KEY = CountedPlace("key", "k", LimitSet(requests_per_minute=3))
-
-
-@dataclass
-class Tape:
-    """A clock that a test moves."""
-
-    at: float = 0.0
-
-    def __call__(self) -> float:
-        return self.at
 
 
 @dataclass

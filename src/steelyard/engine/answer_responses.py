@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 from abc import abstractmethod
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import anyio
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from steelyard.engine.answers import AnswerShape, ChunkWriter, whole_answer
 from steelyard.engine.error_responses import error_body, error_response, json_response
+from steelyard.engine.sending import (
+    DONE,
+    STREAM_HEADERS,
+    cancel_on_disconnect,
+    event_bytes,
+    send_part,
+)
 
 if TYPE_CHECKING:
     from steelyard.engine.engine import Engine
     from steelyard.engine.sequence import Delta, Sequence, SequenceRequest
-
-_DONE: Final = b"data: [DONE]\n\n"
-# Proxies would otherwise collect a stream and deliver it in one piece.
-_STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class _AnswerResponse(Response):
@@ -47,7 +49,7 @@ class _AnswerResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+                tasks.start_soon(cancel_on_disconnect, receive, tasks.cancel_scope)
                 await self._answer(scope, receive, send)
                 tasks.cancel_scope.cancel()
         finally:
@@ -96,14 +98,14 @@ class StreamedAnswer(_AnswerResponse):
             if not has_begun:
                 has_begun = True
                 await self._begin(send)
-            await _send_part(send, self._write(writer, index, delta))
+            await send_part(send, self._write(writer, index, delta))
             if delta.failure is not None:
                 break
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, send: Send) -> None:
         # Headers wait for the first delta: until then a failure still gets its own status.
-        headers = _STREAM_HEADERS | self._extra_headers
+        headers = STREAM_HEADERS | self._extra_headers
         start = Response(headers=headers, media_type="text/event-stream")
         del start.headers["content-length"]
         await send({"type": "http.response.start", "status": 200, "headers": start.raw_headers})
@@ -111,21 +113,6 @@ class StreamedAnswer(_AnswerResponse):
     def _write(self, writer: ChunkWriter, index: int, delta: Delta) -> bytes:
         if delta.failure is not None:
             # Without [DONE], so that nobody takes half an answer for a whole one.
-            return _event(error_body(delta.failure))
-        events = b"".join(_event(chunk) for chunk in writer.chunks(index, delta))
-        return events + _DONE if writer.is_done else events
-
-
-async def _send_part(send: Send, part: bytes) -> None:
-    if part:
-        await send({"type": "http.response.body", "body": part, "more_body": True})
-
-
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"
+            return event_bytes(error_body(delta.failure))
+        events = b"".join(event_bytes(chunk) for chunk in writer.chunks(index, delta))
+        return events + DONE if writer.is_done else events

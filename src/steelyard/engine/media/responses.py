@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from steelyard.engine.error_responses import error_body, error_response, json_response
 from steelyard.engine.media.stepping import Work, Workshop
+from steelyard.engine.sending import (
+    DONE,
+    STREAM_HEADERS,
+    cancel_on_disconnect,
+    event_bytes,
+    send_part,
+)
 from steelyard.errors import SteelyardError
 
 T = TypeVar("T")
 StepT_contra = TypeVar("StepT_contra", contravariant=True)
-DONE: Final = b"data: [DONE]\n\n"
-_STREAM_HEADERS: Final = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class Telling(Protocol[StepT_contra]):
@@ -53,7 +57,7 @@ class WorkResponse(Response, Generic[T]):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
+            tasks.start_soon(cancel_on_disconnect, receive, tasks.cancel_scope)
             answer = self._stream if self._is_streamed else self._answer
             await answer(scope, receive, send)
             tasks.cancel_scope.cancel()
@@ -81,18 +85,18 @@ class WorkResponse(Response, Generic[T]):
     async def _send_all(
         self, first: dict[str, Any], events: AsyncIterator[dict[str, Any]], send: Send
     ) -> None:
-        start = Response(headers=_STREAM_HEADERS | self._extra_headers)
+        start = Response(headers=STREAM_HEADERS | self._extra_headers)
         del start.headers["content-length"]
         start.headers["content-type"] = "text/event-stream; charset=utf-8"
         await send({"type": "http.response.start", "status": 200, "headers": start.raw_headers})
-        await _send_part(send, _event(first))
+        await send_part(send, event_bytes(first))
         try:
             async for event in events:
-                await _send_part(send, _event(event))
-            await _send_part(send, DONE)
+                await send_part(send, event_bytes(event))
+            await send_part(send, DONE)
         except SteelyardError as error:
             # Without [DONE], so that nobody takes half of it for the whole.
-            await _send_part(send, _event(error_body(error)))
+            await send_part(send, event_bytes(error_body(error)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _events(self) -> AsyncGenerator[dict[str, Any]]:
@@ -101,17 +105,3 @@ class WorkResponse(Response, Generic[T]):
                 yield self._telling.event(step)
         for event in self._telling.last_events():
             yield event
-
-
-async def _send_part(send: Send, part: bytes) -> None:
-    await send({"type": "http.response.body", "body": part, "more_body": True})
-
-
-async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
-
-
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(content) + b"\n\n"

@@ -11,13 +11,11 @@ from steelyard.gateway.refusals import EmptyPrompt, InvalidRequest
 from steelyard.gateway.upstreams.habits import CLASSIFICATIONS
 from steelyard.gateway.workloads.asked import (
     Asked,
-    Way,
     count_utf8_bytes,
-    digest_request,
     read_fields,
     read_typed,
 )
-from steelyard.gateway.workloads.list_answer import ListAnswer
+from steelyard.gateway.workloads.list_asked import asked_for_list
 from steelyard.metering.token_bound import PromptSize
 
 ENDPOINT: Final = CLASSIFICATIONS
@@ -40,26 +38,15 @@ def parse_classification(body: bytes) -> Asked:
     typed = read_typed(body, _decoder)
     texts = [typed.input] if isinstance(typed.input, str) else typed.input or []
     size = measure_texts(texts, parameter="input")
-    return Asked(
-        endpoint=ENDPOINT,
+    return asked_for_list(
+        body,
+        fields,
+        path=ENDPOINT,
         model=typed.model,
         size=size,
-        output_tokens_max=None,
-        choice_count=0,
+        prompt_fields=("input",),
+        answer_field="data",
         item_count=len(texts),
-        is_streamed=False,
-        wants_usage=True,
-        request_digest=digest_request(body),
-        ways=(
-            Way(
-                path=CLASSIFICATIONS,
-                fields=lambda: fields,
-                open_answer=lambda: ListAnswer("data", item_count=len(texts)),
-                prompt_fields=("input",),
-                limit_field=None,
-                takes_stream_options=False,
-            ),
-        ),
     )
 
 

@@ -8,13 +8,11 @@ from steelyard.gateway.refusals import EmptyPrompt
 from steelyard.gateway.upstreams.habits import EMBEDDINGS
 from steelyard.gateway.workloads.asked import (
     Asked,
-    Way,
     count_utf8_bytes,
-    digest_request,
     read_fields,
     read_typed,
 )
-from steelyard.gateway.workloads.list_answer import ListAnswer
+from steelyard.gateway.workloads.list_asked import asked_for_list
 from steelyard.metering.token_bound import PromptSize
 
 ENDPOINT: Final = EMBEDDINGS
@@ -34,25 +32,14 @@ def parse_embedding(body: bytes) -> Asked:
     typed = read_typed(body, _decoder)
     if not typed.input:
         raise EmptyPrompt("input must have some text", parameter="input")
-    return Asked(
-        endpoint=ENDPOINT,
+    return asked_for_list(
+        body,
+        fields,
+        path=ENDPOINT,
         model=typed.model,
         size=_size(typed.input),
-        output_tokens_max=None,
-        choice_count=0,
-        is_streamed=False,
-        wants_usage=True,
-        request_digest=digest_request(body),
-        ways=(
-            Way(
-                path=EMBEDDINGS,
-                fields=lambda: fields,
-                open_answer=lambda: ListAnswer("data"),
-                prompt_fields=("input",),
-                limit_field=None,
-                takes_stream_options=False,
-            ),
-        ),
+        prompt_fields=("input",),
+        answer_field="data",
     )
 
 

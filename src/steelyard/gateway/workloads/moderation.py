@@ -11,13 +11,11 @@ from steelyard.gateway.refusals import EmptyPrompt
 from steelyard.gateway.upstreams.habits import MODERATIONS
 from steelyard.gateway.workloads.asked import (
     Asked,
-    Way,
-    digest_request,
     read_fields,
     read_typed,
 )
 from steelyard.gateway.workloads.classification import SPECIAL_TOKENS, measure_texts
-from steelyard.gateway.workloads.list_answer import ListAnswer
+from steelyard.gateway.workloads.list_asked import asked_for_list
 from steelyard.gateway.workloads.prompt_size import Measure
 from steelyard.metering.token_bound import PromptSize
 
@@ -38,26 +36,15 @@ def parse_moderation(body: bytes) -> Asked:
     fields = read_fields(body)
     typed = read_typed(body, _decoder)
     size, count = _measure(typed.input, fields)
-    return Asked(
-        endpoint=ENDPOINT,
+    return asked_for_list(
+        body,
+        fields,
+        path=ENDPOINT,
         model=typed.model,
         size=size,
-        output_tokens_max=None,
-        choice_count=0,
+        prompt_fields=("input",),
+        answer_field="results",
         item_count=count,
-        is_streamed=False,
-        wants_usage=True,
-        request_digest=digest_request(body),
-        ways=(
-            Way(
-                path=MODERATIONS,
-                fields=lambda: fields,
-                open_answer=lambda: ListAnswer("results", item_count=count),
-                prompt_fields=("input",),
-                limit_field=None,
-                takes_stream_options=False,
-            ),
-        ),
     )
 
 

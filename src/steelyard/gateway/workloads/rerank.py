@@ -11,14 +11,12 @@ from steelyard.gateway.refusals import EmptyPrompt, InvalidRequest
 from steelyard.gateway.upstreams.habits import RERANK
 from steelyard.gateway.workloads.asked import (
     Asked,
-    Way,
     count_utf8_bytes,
-    digest_request,
     read_fields,
     read_typed,
 )
 from steelyard.gateway.workloads.classification import SPECIAL_TOKENS, check_item_count
-from steelyard.gateway.workloads.list_answer import ListAnswer
+from steelyard.gateway.workloads.list_asked import asked_for_list
 from steelyard.metering.token_bound import PromptSize
 
 ENDPOINT: Final = RERANK
@@ -42,25 +40,14 @@ def parse_rerank(body: bytes) -> Asked:
     """Read a request for an order; raises InvalidRequest or one of its kinds."""
     fields = read_fields(body)
     typed = read_typed(body, _decoder)
-    return Asked(
-        endpoint=ENDPOINT,
+    return asked_for_list(
+        body,
+        fields,
+        path=ENDPOINT,
         model=typed.model,
         size=_size(typed),
-        output_tokens_max=None,
-        choice_count=0,
-        is_streamed=False,
-        wants_usage=True,
-        request_digest=digest_request(body),
-        ways=(
-            Way(
-                path=RERANK,
-                fields=lambda: fields,
-                open_answer=lambda: ListAnswer("results"),
-                prompt_fields=("query", "documents"),
-                limit_field=None,
-                takes_stream_options=False,
-            ),
-        ),
+        prompt_fields=("query", "documents"),
+        answer_field="results",
     )
 
 
