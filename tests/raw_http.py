@@ -1,9 +1,11 @@
 """The other end of a connection, byte for byte: in memory, or as a server on a socket."""
 
 import asyncio
+import socket
 import ssl
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
@@ -111,12 +113,10 @@ class RawServer:
 
 
 @asynccontextmanager
-async def raw_server(
-    behaviour: Behaviour, *, certificate: ssl.SSLContext | None = None
-) -> AsyncGenerator[RawServer]:
+async def raw_server(behaviour: Behaviour) -> AsyncGenerator[RawServer]:
     """A server on a port of its own."""
     raw = RawServer(behaviour)
-    server = await asyncio.start_server(raw.accept, "127.0.0.1", 0, ssl=certificate)
+    server = await asyncio.start_server(raw.accept, "127.0.0.1", 0)
     raw.port = server.sockets[0].getsockname()[1]
     try:
         yield raw
@@ -138,3 +138,52 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+@dataclass
+class SecureServer:
+    """Answers well over TLS, one connection after the other, in a thread of its own: so nothing of
+    a handshake that failed is left when the test's loop ends."""
+
+    context: ssl.SSLContext
+    listener: socket.socket
+    # How many requests came over each connection whose handshake was good.
+    requests: list[int] = field(default_factory=list[int])
+    is_over: bool = False
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
+
+    def serve(self) -> None:
+        while not self.is_over:
+            with suppress(OSError):
+                connection, _ = self.listener.accept()
+                with connection:
+                    connection.settimeout(60)
+                    with self.context.wrap_socket(connection, server_side=True) as secured:
+                        self._answer(secured)
+
+    def _answer(self, secured: ssl.SSLSocket) -> None:
+        self.requests.append(0)
+        came = b""
+        while piece := secured.recv(65_536):
+            came += piece
+            if came.endswith(b"\r\n\r\n{}"):
+                came = b""
+                self.requests[-1] += 1
+                secured.sendall(GOOD)
+
+
+@contextmanager
+def secure_server(context: ssl.SSLContext) -> Generator[SecureServer]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.05)
+        server = SecureServer(context, listener)
+        serving = threading.Thread(target=server.serve)
+        serving.start()
+        try:
+            yield server
+        finally:
+            server.is_over = True
+            serving.join()

@@ -22,7 +22,15 @@ from steelyard.gateway.upstreams.habits import CHAT, Habits
 from steelyard.gateway.upstreams.openai_http import OpenAIHttpUpstream
 from steelyard.gateway.upstreams.request_head import header
 from steelyard.gateway.workloads.asked import JSON_TYPE
-from tests.raw_http import GOOD, Behaviour, Peer, RawServer, answers_well, raw_server, until
+from tests.raw_http import (
+    GOOD,
+    Behaviour,
+    Peer,
+    answers_well,
+    raw_server,
+    secure_server,
+    until,
+)
 
 PATIENT = Timeouts(connect_s=60, first_token_s=60, between_tokens_s=60)
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -149,6 +157,36 @@ def test_a_server_is_told_when_a_stream_is_left_and_is_asked_anew_when_it_was_ov
 
 
 @both_loops
+def test_a_server_waits_for_a_reader_who_takes_his_time(run: Run) -> None:
+    event = b"data: " + b"a" * 65_530 + b"\n\n"
+    count = 1000
+    sent: list[int] = []
+
+    async def behave(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(STREAM)
+        for number in range(count):
+            await peer.send(chunk(event))
+            sent.append(number)
+        await peer.send(b"0\r\n\r\n")
+
+    async def act(upstream: OpenAIHttpUpstream) -> None:
+        came = 0
+        async with upstream.stream(
+            CHAT, b"{}", request_id="one", tenant="acme", content_type=JSON_TYPE
+        ) as opened:
+            async for payloads in opened.payloads():
+                if not came:
+                    await asyncio.sleep(0.2)
+                    # What waits is in the sockets of both, and less than half of it all.
+                    assert len(sent) < count / 2
+                came += len(payloads)
+        assert came == len(sent) == count
+
+    told_of(behave, act, run=run)
+
+
+@both_loops
 def test_a_large_request_arrives_whole_with_the_length_that_it_says(run: Run) -> None:
     body = b"a" * 3_000_000
 
@@ -189,34 +227,23 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@asynccontextmanager
-async def secure_server(certificate: Path, names: list[str]) -> AsyncGenerator[RawServer]:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
-    context.sni_callback = lambda _socket, name, _context: names.append(name)
-    async with raw_server(answers_well, certificate=context) as server:
-        yield server
-
-
 @both_loops
 def test_a_server_whose_certificate_the_system_trusts_is_asked_by_its_name(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     names: list[str] = []
 
-    async def talk() -> UpstreamAnswer:
-        async with (
-            secure_server(certificate, names) as server,
-            upstream_to(f"https://localhost:{server.port}") as upstream,
-        ):
+    async def talk(port: int) -> UpstreamAnswer:
+        async with upstream_to(f"https://localhost:{port}") as upstream:
             await ask(upstream)
-            answer = await ask(upstream)
-            assert [len(peer.requests) for peer in server.peers] == [2]
-            return answer
+            return await ask(upstream)
 
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert run(talk()).body == b"{}"
-    assert names == ["localhost"]
+    with secure_server(_context(certificate, names)) as server:
+        answer = run(talk(server.port))
+
+    assert answer.body == b"{}"
+    assert (names, server.requests) == (["localhost"], [2])
 
 
 @both_loops
@@ -224,15 +251,20 @@ def test_a_server_whose_certificate_the_system_trusts_is_asked_by_its_name(
 def test_a_server_that_is_not_trusted_or_has_another_name_is_sent_nothing(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, host: str, is_trusted: bool, run: Run
 ) -> None:
-    async def talk() -> list[bytes]:
-        async with (
-            secure_server(certificate, []) as server,
-            upstream_to(f"https://{host}:{server.port}") as upstream,
-        ):
-            with pytest.raises(UpstreamUnavailable):
-                await ask(upstream)
-            return server.requests
+    async def talk(port: int) -> None:
+        async with upstream_to(f"https://{host}:{port}") as upstream:
+            await ask(upstream)
 
     if is_trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    assert run(talk()) == []
+    with secure_server(_context(certificate, [])) as server, pytest.raises(UpstreamUnavailable):
+        run(talk(server.port))
+
+    assert sum(server.requests) == 0
+
+
+def _context(certificate: Path, names: list[str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, certificate.with_suffix(".key"))
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+    return context
