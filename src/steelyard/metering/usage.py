@@ -167,12 +167,12 @@ class Usage(msgspec.Struct, frozen=True):
     @property
     def input_tokens(self) -> int:
         """All tokens of the prompt, whether cached or not (what OpenAI calls prompt_tokens)."""
-        return sum(n for meter, n in self.counts.items() if meter in _INPUT_TOKENS)
+        return _sum_of(self.counts, _INPUT_TOKENS)
 
     @property
     def output_tokens(self) -> int:
         """All tokens produced, reasoning included (what OpenAI calls completion_tokens)."""
-        return sum(n for meter, n in self.counts.items() if meter in _OUTPUT_TOKENS)
+        return _sum_of(self.counts, _OUTPUT_TOKENS)
 
 
 NO_USAGE: Final = Usage({})
@@ -180,7 +180,15 @@ NO_USAGE: Final = Usage({})
 
 def tokens_within(counts: Mapping[str, int]) -> int:
     """What a budget of tokens sees of some counts."""
-    return sum(count for meter, count in counts.items() if meter in TOKEN_METERS)
+    return _sum_of(counts, TOKEN_METERS)
+
+
+def _sum_of(counts: Mapping[str, int], meters: frozenset[str]) -> int:
+    total = 0
+    for meter, count in counts.items():
+        if meter in meters:
+            total += count
+    return total
 
 
 def text_usage(*, input_tokens: int, output_tokens: int) -> Usage:
