@@ -202,7 +202,7 @@ def test_requests_at_the_same_time_are_computed_once(cached: World) -> None:
 
 
 PLACE = Place("acme", "0" * 64)
-ANSWER = KeptAnswer(PLACE.name, False, {"kept-at": "2026-01-01T00:00:00Z"}, (b"{}",))
+ANSWER = KeptAnswer(PLACE.name, {"kept-at": "2026-01-01T00:00:00Z"}, (b"{}",))
 
 
 def fresh_place() -> Place:

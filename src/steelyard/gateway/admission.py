@@ -186,7 +186,7 @@ class Admission:
             bound = bound_of_hit(route.pinned) if use.is_hit else bound
             hold, bound = await self._hold(asked, opened, bound, route)
         except BaseException:
-            await use.end(is_whole=False, is_streamed=asked.is_streamed)
+            await use.end(is_whole=False)
             raise
         attempt = opened_attempt(
             hold, bound_input=bound.input_tokens, bound_output=bound.output_tokens

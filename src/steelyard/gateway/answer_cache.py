@@ -58,10 +58,10 @@ class _Making:
     place: Place
     upstream: NotingUpstream
 
-    async def end(self, *, is_whole: bool, is_streamed: bool) -> None:
+    async def end(self, *, is_whole: bool) -> None:
         headers = {_KEPT_AT: write_timestamp(self.clock.now())}
         noted = tuple(self.upstream.noted)
-        answer = KeptAnswer(self.place.name, is_streamed, headers, noted)
+        answer = KeptAnswer(self.place.name, headers, noted)
         try:
             if is_whole and noted:
                 await anyio.to_thread.run_sync(lambda: self.store.keep(self.place, answer))
@@ -97,10 +97,10 @@ class CacheUse:
             return {"x-steelyard-cache": "hit", "age": str(self.age_s)}
         return {"x-steelyard-cache": "miss" if self.making else "bypass"}
 
-    async def end(self, *, is_whole: bool, is_streamed: bool) -> None:
+    async def end(self, *, is_whole: bool) -> None:
         """Keep the answer that was made, if it is whole; another request may make it otherwise."""
         if self.making is not None:
-            await self.making.end(is_whole=is_whole, is_streamed=is_streamed)
+            await self.making.end(is_whole=is_whole)
 
 
 def read_policy(cache_control: str | None, *, ttl_s: int | None) -> CachePolicy | None:

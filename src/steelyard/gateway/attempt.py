@@ -182,8 +182,7 @@ async def _close(gateway: Gateway, attempt: Attempt) -> None:
     try:
         if admitted.cache.making is not None:
             with anyio.CancelScope(shield=True):
-                is_whole, is_streamed = end_cause in WHOLE, admitted.asked.is_streamed
-                await admitted.cache.end(is_whole=is_whole, is_streamed=is_streamed)
+                await admitted.cache.end(is_whole=end_cause in WHOLE)
     finally:
         try:
             await closing.durable()

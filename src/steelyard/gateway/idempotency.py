@@ -137,9 +137,9 @@ class Idempotency:
             if is_over and remembering.has_answer and not remembering.has_failed:
                 answer = KeptAnswer(
                     digest,
-                    remembering.is_streamed,
                     remembering.headers,
                     tuple(remembering.events),
+                    is_streamed=remembering.is_streamed,
                 )
                 await anyio.to_thread.run_sync(lambda: self.store.keep(place, answer))
             else:

@@ -22,12 +22,13 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """An answer as the client got it; `events` of a stream, one body otherwise."""
+    """An answer: `events` of a stream, one body otherwise. Whoever gives it to a client as it was
+    says whether it `is_streamed`."""
 
     digest: str
-    is_streamed: bool
     headers: Mapping[str, str]
     events: tuple[bytes, ...]
+    is_streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
