@@ -301,22 +301,22 @@ def _disjoint(
     both = min(max(0, cached + audio + image + written - prompt), cached, audio)
     reasoning = output.reasoning_tokens or 0
     spoken, drawn = output.audio_tokens or 0, output.image_tokens or 0
-    return _usage(
-        {
-            INPUT_TEXT: prompt - cached - audio - image - written + both,
-            INPUT_TEXT_CACHE_READ: cached - both,
-            INPUT_TEXT_CACHE_WRITE: written,
-            INPUT_AUDIO_TOKENS: audio - both,
-            INPUT_AUDIO_TOKENS_CACHE_READ: both,
-            INPUT_IMAGE_TOKENS: image,
-            OUTPUT_TEXT: completion - reasoning - spoken - drawn,
-            OUTPUT_TEXT_REASONING: reasoning,
-            OUTPUT_AUDIO_TOKENS: spoken,
-            OUTPUT_IMAGE_TOKENS: drawn,
-            ITEM: items,
-            **engine_time,
-        }
-    )
+    counts = {INPUT_TEXT: prompt - cached - audio - image - written + both}
+    # Most blocks have nothing of these, and each event of a stream may have a block.
+    if cached or written or audio or image:
+        counts[INPUT_TEXT_CACHE_READ] = cached - both
+        counts[INPUT_TEXT_CACHE_WRITE] = written
+        counts[INPUT_AUDIO_TOKENS] = audio - both
+        counts[INPUT_AUDIO_TOKENS_CACHE_READ] = both
+        counts[INPUT_IMAGE_TOKENS] = image
+    counts[OUTPUT_TEXT] = completion - reasoning - spoken - drawn
+    if reasoning or spoken or drawn or items:
+        counts[OUTPUT_TEXT_REASONING] = reasoning
+        counts[OUTPUT_AUDIO_TOKENS] = spoken
+        counts[OUTPUT_IMAGE_TOKENS] = drawn
+        counts[ITEM] = items
+    counts.update(engine_time)
+    return _usage(counts)
 
 
 def _usage(counts: dict[str, int]) -> Usage:
