@@ -139,37 +139,11 @@ class VirtualEvent:
         return self.is_set()
 
 
-class VirtualCondition:
-    """Stands in for threading.Condition, with one who waits."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock = lock
-        self._event = asyncio.Event()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
-
-    def notify(self) -> None:
-        self._event.set()
-
-    def wait(self) -> None:
-        self._event.clear()
-        self._lock.release()
-        try:
-            wait_here(self._event.wait)
-        finally:
-            self._lock.acquire()
-
-
 class VirtualThreading:
     """Stands in for the module `threading`, as far as the product uses it."""
 
     Thread = VirtualThread
     Event = VirtualEvent
-    Condition = VirtualCondition
     Lock = threading.Lock
 
 
@@ -200,10 +174,23 @@ class VirtualQueue(BatchQueue[T]):
 class VirtualCommitQueue(CommitQueue[T]):
     """The queue of an outbox, as it is, on a disk that takes a while for each commit."""
 
+    def __init__(self, *, batch_max: int) -> None:
+        super().__init__(batch_max=batch_max)
+        self._has_some = asyncio.Event()
+
+    def put(self, item: T) -> Commit[T]:
+        commit = super().put(item)
+        self._has_some.set()
+        return commit
+
+    def close(self) -> None:
+        super().close()
+        self._has_some.set()
+
     def take(self) -> Commit[T] | None:
-        with self._changed:
-            while not self._gathered and not self._is_closed:
-                self._changed.wait()
+        while self._commits.empty():
+            self._has_some.clear()
+            wait_here(self._has_some.wait)
         sleep_here(LIFE.get().way_to_queue())
         return super().take()
 
