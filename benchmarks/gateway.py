@@ -73,17 +73,15 @@ class Bench:
             target.ask("--stream", "--connections", "16", seconds=WARM_UP_S, stream=True)
 
     def run_round(self, target: Target, bare: Target) -> None:
-        figures = self.figures[target.name]
+        figures, seconds = self.figures[target.name], max(self._seconds, target.seconds_min)
         with target.running():
             target.ask(seconds=0.5)
             before_s = target.cpu_s()
-            whole = target.ask(seconds=self._seconds)
+            whole = target.ask(seconds=seconds)
             figures["cpu_ms_per_request"].append((target.cpu_s() - before_s) / whole["right"] * 1e3)
             figures["requests_per_s"].append(whole["per_s"])
             before_s = target.cpu_s()
-            streams = target.ask(
-                "--stream", "--connections", "16", seconds=self._seconds, stream=True
-            )
+            streams = target.ask("--stream", "--connections", "16", seconds=seconds, stream=True)
             figures["cpu_ms_per_stream"].append(
                 (target.cpu_s() - before_s) / streams["right"] * 1e3
             )

@@ -109,6 +109,7 @@ class Peer:
     environment: Callable[[Target], dict[str, str]] = lambda _: {}
     says_its_port: bool = False
     carries_per_s: int = 100
+    seconds_min: float = 0.0
 
 
 @contextmanager
@@ -134,6 +135,7 @@ def running_peer(peer: Peer, folder: Path, upstream: Target) -> Generator[Target
             peer.model,
             peer.path,
             carries_per_s=peer.carries_per_s,
+            seconds_min=peer.seconds_min,
         )
 
 
@@ -258,6 +260,7 @@ PEERS = {
             },
             # It cannot carry 100.
             carries_per_s=10,
+            seconds_min=8.0,
         ),
         Peer(
             "portkey",

@@ -81,6 +81,8 @@ class Target:
     path: str = PATH
     # What added time is measured at.
     carries_per_s: int = 100
+    # One that is slow needs longer, or nothing of it ends within the time.
+    seconds_min: float = 0.0
     answers: int = 0
 
     @property
