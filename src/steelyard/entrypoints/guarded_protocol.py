@@ -281,6 +281,7 @@ class GuardedProtocol(asyncio.Protocol):
             if not client.is_answered and not client.has_left:
                 client.is_kept_alive = False
                 if client.has_started:
+                    client.write_beginning()
                     self._running = None
                     self._transport.close()
                 else:

@@ -144,10 +144,8 @@ async def _end(client: AnsweringClient, attempt: Attempt) -> None:
             headers["x-steelyard-saved"] = write_decimal(closed.saved.picos)
         await client.answer(attempt.answer.write_whole(closed.priced), headers)
     else:
-        for event in attempt.answer.write_end(
-            closed.priced, wants_usage=admitted.asked.wants_usage
-        ):
-            await client.send(event)
+        events = attempt.answer.write_end(closed.priced, wants_usage=admitted.asked.wants_usage)
+        await client.send(b"".join(events))
 
 
 def _headers(admitted: Admitted, *, number: int) -> dict[str, str]:

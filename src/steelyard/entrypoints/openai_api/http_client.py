@@ -66,6 +66,7 @@ class HttpClient:
 
     __slots__ = (
         "_announced",
+        "_beginning",
         "_expects_continue",
         "_held_bytes",
         "_is_whole",
@@ -114,6 +115,8 @@ class HttpClient:
         self._is_whole = False
         self._waiter: asyncio.Future[None] | None = None
         self._tell_left: Callable[[], None] | None = None
+        # The head of a stream, as long as its first event may come with it.
+        self._beginning = b""
 
     @property
     def peer(self) -> tuple[str, int] | None:
@@ -140,6 +143,11 @@ class HttpClient:
         self._wake()
         if self._tell_left is not None:
             self._tell_left()
+
+    def write_beginning(self) -> None:
+        """Let a stream begin whose first event does not come at once."""
+        if self._beginning:
+            self._write(self._take_beginning())
 
     async def read_body(self, *, bytes_max: int, timeout_s: float) -> bytes:
         """The whole body; raises BodyTooLarge before it is taken in, RequestTimeout, and
@@ -206,7 +214,7 @@ class HttpClient:
         if self._line.is_blocked:
             await self._writable()
         if event:
-            self._write(b"%x\r\n%b\r\n" % (len(event), event))
+            self._write(b"%b%x\r\n%b\r\n" % (self._take_beginning(), len(event), event))
 
     async def finish(self) -> None:
         """End what was sent in pieces; of an answer that came whole nothing is left to end."""
@@ -214,7 +222,7 @@ class HttpClient:
             return
         if self._line.is_blocked:
             await self._writable()
-        self._write(b"0\r\n\r\n")
+        self._write(self._take_beginning() + b"0\r\n\r\n")
         self._end()
 
     async def answer(self, body: bytes, headers: Mapping[str, str], *, status: int = 200) -> None:
@@ -280,7 +288,8 @@ class HttpClient:
             raise ClientLeft from error
 
     def _start_chunks(self, kind: str, headers: Mapping[str, str]) -> None:
-        self._write(self._head(200, kind, headers, "transfer-encoding: chunked\r\n"))
+        self._beginning = self._head(200, kind, headers, "transfer-encoding: chunked\r\n")
+        asyncio.get_running_loop().call_soon(self.write_beginning)
 
     def _head(self, status: int, first: str, headers: Mapping[str, str], last: str = "") -> bytes:
         """Status line and headers, of which `first` and `last` are lines already."""
@@ -292,6 +301,10 @@ class HttpClient:
         close = "" if self.is_kept_alive else "connection: close\r\n"
         line = STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n"
         return f"{line}{self._line.date_line}{first}{lines}{close}{last}\r\n".encode()
+
+    def _take_beginning(self) -> bytes:
+        taken, self._beginning = self._beginning, b""
+        return taken
 
     def _write(self, content: bytes) -> None:
         if not self.has_left:
