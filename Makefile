@@ -95,6 +95,10 @@ bench-batches: $(READY) ## a batch beside the same requests one by one, and its 
 bench-holds: $(READY) ## how fast holds are granted, attempts recorded, Kafka drained, a crash recovered; last line is JSON
 	@$(BIN)/python -m benchmarks.holds $(if $(OPEN),--open $(OPEN))
 
+.PHONY: bench-pipelines
+bench-pipelines: $(READY) ## what a pipeline adds to the sum of its stages; last line is JSON
+	@$(BIN)/python -m benchmarks.pipelines
+
 .PHONY: bench-gateway
 bench-gateway: $(READY) ## the gateway with everything on beside other gateways; SOAK=1 adds 15 minutes; last line is JSON
 	@$(BIN)/python -m benchmarks.gateway $(if $(SOAK),--soak-minutes $(or $(MINUTES),15)) $(OPTIONS)

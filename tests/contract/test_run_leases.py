@@ -51,6 +51,20 @@ def test_a_run_grows_by_what_its_next_request_lacks(world: World) -> None:
     assert world.differences() == []
 
 
+def test_a_run_takes_ahead_where_there_is_plenty(world: World) -> None:
+    world.organisation(dollars="100")
+    run = world.holding.lease_for("run_1")
+
+    async def seventeen() -> None:
+        for _ in range(17):
+            await _grant(world, run, 10)
+            assert _held(world) == 170
+
+    anyio.run(seventeen)
+
+    assert world.differences() == []
+
+
 def test_what_a_run_has_set_aside_nobody_else_can_have(world: World) -> None:
     world.organisation(dollars="1")
     run = world.holding.lease_for("run_1")

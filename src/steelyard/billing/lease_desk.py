@@ -27,6 +27,9 @@ from steelyard.ledger.lease import Lease
 from steelyard.ledger.transaction import Command, grow_lease, lease_funds, return_lease
 from steelyard.money import Currency, Money
 
+NOTHING: Final = LeaseSize(0, 0)
+# For so many holds more like the one that it needs a run sets money aside, where a share covers four.
+HOLDS_AHEAD: Final = 16
 # A run that takes longer reserves anew, and sees budgets that were set meanwhile.
 RESERVED_FOR: Final = timedelta(hours=1)
 
@@ -109,49 +112,66 @@ class LeaseDesk:
             return unit.leases_of(source_prefix=source_prefix)
 
     def take_for_run(self, wanted: LeaseWanted, *, lease_id: str, run_id: str) -> Lease:
-        """A lease of all that is wanted, for a run: nobody calls it back, and only its source ends it.
+        """A lease of all that is wanted, for a run, and ahead of that where there is plenty: nobody
+        calls it back, and only its source ends it.
 
         Raises HoldDeclined or BudgetExceeded, with nothing taken.
         """
         with self._books.write() as unit:
             taking = _Taking(unit, wanted, lease_id=lease_id)
-            return taking.take(wanted.size, ttl=RESERVED_FOR, run_id=run_id)
+            size = wanted.size + taking.ahead()
+            return taking.take(size, ttl=RESERVED_FOR, run_id=run_id)
 
-    def grow(self, lease_id: str, more: LeaseSize, *, at: datetime) -> bool:
-        """Add to a lease of a run; False where it is not open any more.
+    def grow(self, lease_id: str, wanted: LeaseWanted) -> LeaseSize | None:
+        """Add what is wanted to a lease of a run, and ahead of that where there is plenty; how much
+        it was. None where the lease is not open any more.
 
         Raises HoldDeclined or BudgetExceeded, with nothing taken.
         """
         with self._books.write() as unit:
             lease = unit.lock_leases([lease_id]).get(lease_id)
             if lease is None or lease.status != "open":
-                return False
-            _grow(unit, lease, more, at=at)
-            return True
+                return None
+            taking = _Taking(unit, wanted, lease_id=new_id(), grown=lease)
+            more = wanted.size + taking.ahead()
+            taking.grow(lease, more)
+            return more
 
 
 class _Taking:
     """What a lease may be taken of; nobody else can take of it until the unit ends."""
 
-    def __init__(self, unit: FundUnit, wanted: LeaseWanted, *, lease_id: str) -> None:
+    def __init__(
+        self, unit: FundUnit, wanted: LeaseWanted, *, lease_id: str, grown: Lease | None = None
+    ) -> None:
         self._unit = unit
         self._wanted = wanted
         funds = unit.lock_funds([wanted.payer_id], currency=wanted.currency)
         self._grants, self._credit = funds[wanted.payer_id]
         nothing = Money(0, wanted.currency)
-        self._probe = Hold(lease_id, wanted.payer_id, nothing, wanted.source, wanted.at, "{}")
-        self._budgets = BudgetReservations(unit, placed=[(self._probe, wanted.scope)], grown=[])
+        # In a lease that grows, what is added is reserved in the windows that it has.
+        unreserved = [replace(draw, amount=0) for draw in grown.budget_draws] if grown else []
+        self._probe = Hold(
+            lease_id,
+            wanted.payer_id,
+            nothing,
+            wanted.source,
+            wanted.at,
+            "{}",
+            budget_draws=unreserved,
+        )
+        self._budgets = BudgetReservations(
+            unit, placed=[(self._probe, wanted.scope)], grown=[self._probe]
+        )
 
     def share(self) -> LeaseSize | None:
         """As much of what is wanted as leaves enough for others; None where that is too thin."""
-        budget_picos, budget_tokens = self._budgets.room_for(self._probe, self._wanted.scope)
-        return size_lease(
-            self._wanted.size,
-            hold=self._wanted.hold,
-            available=_available(self._grants, self._credit, at=self._wanted.at),
-            budget_picos=budget_picos,
-            budget_tokens=budget_tokens,
-        )
+        return self._share(self._wanted.size, beside=NOTHING)
+
+    def ahead(self) -> LeaseSize:
+        """What of the next holds of a run a share pays for, beside what is wanted now."""
+        next_holds = self._wanted.hold.times(HOLDS_AHEAD)
+        return self._share(next_holds, beside=self._wanted.size) or NOTHING
 
     def take(self, size: LeaseSize, *, ttl: timedelta, run_id: str | None = None) -> Lease:
         """Raises HoldDeclined or BudgetExceeded, before anything is written."""
@@ -180,6 +200,38 @@ class _Taking:
         self._budgets.reserve(lease.budget_draws)
         self._budgets.save()
         return lease
+
+    def grow(self, lease: Lease, more: LeaseSize) -> None:
+        """Raises HoldDeclined or BudgetExceeded, before anything is written."""
+        amount, at = Money(more.picos, self._wanted.currency), self._wanted.at
+        draws = _drawn(self._grants, self._credit, amount, at=at)
+        added = self._budgets.draws_to_grow(
+            self._probe, picos=more.picos, tokens=more.tokens, at=at
+        )
+        grown = replace(
+            lease,
+            amount=lease.amount + amount,
+            draws=(*lease.draws, *draws),
+            budget_draws=tuple(grown_draws(lease.budget_draws, added)),
+        )
+        self._unit.keep_leases([grown])
+        if draws:
+            transaction_id = f"{lease.id}/leased/{self._probe.id}"
+            grows = grow_lease(lease, draws=draws, transaction_id=transaction_id, at=at)
+            self._unit.post([grows])
+        self._budgets.reserve(added)
+        self._budgets.save()
+
+    def _share(self, size: LeaseSize, *, beside: LeaseSize) -> LeaseSize | None:
+        picos, tokens = self._budgets.room_for(self._probe, self._wanted.scope)
+        available = _available(self._grants, self._credit, at=self._wanted.at)
+        return size_lease(
+            size,
+            hold=self._wanted.hold,
+            available=available - beside.picos,
+            budget_picos=None if picos is None else picos - beside.picos,
+            budget_tokens=None if tokens is None else tokens - beside.tokens,
+        )
 
     def _expiry(self, draws: Sequence[Draw], latest: datetime) -> datetime:
         """No hold is granted of money that has expired, or in the window of yesterday."""
@@ -219,28 +271,6 @@ def _drawn(
         available = _available(grants, credit, at=at)
         raise HoldDeclined(available=Money(available, amount.currency))
     return draws
-
-
-def _grow(unit: FundUnit, lease: Lease, more: LeaseSize, *, at: datetime) -> None:
-    amount = Money(more.picos, lease.amount.currency)
-    grants, credit = unit.lock_funds([lease.payer_id], currency=amount.currency)[lease.payer_id]
-    draws = _drawn(grants, credit, amount, at=at)
-    unreserved = tuple(replace(draw, amount=0) for draw in lease.budget_draws)
-    growth = Hold(new_id(), lease.payer_id, amount, lease.source, at, "{}", budget_draws=unreserved)
-    budgets = BudgetReservations(unit, placed=[], grown=[growth])
-    added = budgets.draws_to_grow(growth, picos=more.picos, tokens=more.tokens, at=at)
-    grown = replace(
-        lease,
-        amount=lease.amount + amount,
-        draws=(*lease.draws, *draws),
-        budget_draws=tuple(grown_draws(lease.budget_draws, added)),
-    )
-    unit.keep_leases([grown])
-    if draws:
-        transaction_id = f"{lease.id}/leased/{growth.id}"
-        unit.post([grow_lease(lease, draws=draws, transaction_id=transaction_id, at=at)])
-    budgets.reserve(added)
-    budgets.save()
 
 
 def _give_back(unit: FundUnit, lease: Lease, size: LeaseSize, *, at: datetime) -> None:

@@ -18,6 +18,12 @@ class LeaseSize(msgspec.Struct, frozen=True):
     picos: int
     tokens: int
 
+    def __add__(self, other: "LeaseSize") -> "LeaseSize":
+        return LeaseSize(self.picos + other.picos, self.tokens + other.tokens)
+
+    def times(self, count: int) -> "LeaseSize":
+        return LeaseSize(self.picos * count, self.tokens * count)
+
 
 def size_lease(
     wanted: LeaseSize,

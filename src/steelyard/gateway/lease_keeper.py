@@ -87,11 +87,17 @@ class LeaseKeeper:
             await self._take_wanted()
 
     async def reserve(
-        self, name: PocketName, pocket: LeasePocket, size: LeaseSize, *, run_id: str
+        self,
+        name: PocketName,
+        pocket: LeasePocket,
+        size: LeaseSize,
+        *,
+        hold: LeaseSize,
+        run_id: str,
     ) -> None:
-        """Take a lease of exactly this size for a run; raises HoldDeclined or BudgetExceeded."""
+        """Take a lease of at least this size for a run; raises HoldDeclined or BudgetExceeded."""
         lease_id = new_id()
-        wanted = self._wanted_by(pocket, size, at=self.clock.now())
+        wanted = self._wanted_by(pocket, size, hold=hold)
         self._reserving.add(lease_id)
         try:
             lease = await _in_thread(
@@ -106,13 +112,16 @@ class LeaseKeeper:
         self.wallet.pockets[name] = pocket
         self.wallet.put(pocket, lease)
 
-    async def grow(self, lease: LeaseInHand, more: LeaseSize) -> bool:
-        """Add to a lease of a run, or say that it is over; raises HoldDeclined or BudgetExceeded."""
-        at = self.clock.now()
-        is_grown = await _in_thread(lambda: self.desk.grow(lease.lease.id, more, at=at))
-        if is_grown:
+    async def grow(
+        self, pocket: LeasePocket, lease: LeaseInHand, size: LeaseSize, *, hold: LeaseSize
+    ) -> bool:
+        """Add at least so much to a lease of a run, or say that it is over; raises HoldDeclined or
+        BudgetExceeded."""
+        wanted = self._wanted_by(pocket, size, hold=hold)
+        more = await _in_thread(lambda: self.desk.grow(lease.lease.id, wanted))
+        if more is not None:
             lease.add(more)
-        return is_grown
+        return more is not None
 
     async def give_back(self, lease_ids: list[str]) -> None:
         """Return these leases now, as far as they are ours and free."""
@@ -197,7 +206,7 @@ class LeaseKeeper:
                 await self._take(pocket, at=at)
 
     async def _take(self, pocket: LeasePocket, *, at: datetime) -> None:
-        wanted = self._wanted_by(pocket, pocket.wanted(), at=at)
+        wanted = self._wanted_by(pocket, pocket.wanted(), hold=pocket.typical)
         self._may_have_strays = True
         lease = await _in_thread(lambda: self.desk.take(wanted))
         self._may_have_strays = False
@@ -206,15 +215,15 @@ class LeaseKeeper:
         else:
             self.wallet.put(pocket, lease)
 
-    def _wanted_by(self, pocket: LeasePocket, size: LeaseSize, *, at: datetime) -> LeaseWanted:
+    def _wanted_by(self, pocket: LeasePocket, size: LeaseSize, *, hold: LeaseSize) -> LeaseWanted:
         return LeaseWanted(
             payer_id=pocket.payer_id,
             currency=pocket.currency,
             scope=pocket.scope,
             source=self.outbox.source,
-            hold=pocket.typical,
+            hold=hold,
             size=size,
-            at=at,
+            at=self.clock.now(),
         )
 
     async def _end_strays(self) -> None:

@@ -93,8 +93,8 @@ class RunLease:
         lease = pocket.open_lease(at=self.keeper.clock.now())
         for wanted in _sizes(pocket, size):
             try:
-                if lease is None or not await self.keeper.grow(lease, _missing(lease, wanted)):
-                    await self.keeper.reserve(name, pocket, wanted, run_id=self.run_id)
+                if lease is None or not await self._add(pocket, lease, wanted, hold=size):
+                    await self.keeper.reserve(name, pocket, wanted, hold=size, run_id=self.run_id)
                     self._drain(lease)
                 return
             except HoldDeclined as declined:
@@ -105,6 +105,11 @@ class RunLease:
                 refusal = _with_free(exceeded, lease)
             if wanted == size:
                 raise refusal
+
+    async def _add(
+        self, pocket: _RunPocket, lease: LeaseInHand, wanted: LeaseSize, *, hold: LeaseSize
+    ) -> bool:
+        return await self.keeper.grow(pocket, lease, _missing(lease, wanted), hold=hold)
 
     def _drain(self, lease: LeaseInHand | None) -> None:
         """The lease was ended under our hands, by a person."""

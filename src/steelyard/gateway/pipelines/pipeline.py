@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, Literal, cast
 
@@ -66,7 +67,7 @@ class Stage(msgspec.Struct, forbid_unknown_fields=True):
         return {*bearers, *([self.payer] if self.payer else [])}
 
 
-class Pipeline(msgspec.Struct, forbid_unknown_fields=True):
+class Pipeline(msgspec.Struct, forbid_unknown_fields=True, dict=True):
     """Stages by their name, and what comes out at the end."""
 
     schema: str
@@ -82,7 +83,7 @@ class Pipeline(msgspec.Struct, forbid_unknown_fields=True):
             return self.input
         return dict.fromkeys(self.input, "value")
 
-    @property
+    @cached_property
     def needs(self) -> Mapping[str, Sequence[str]]:
         """For each stage those that it waits for."""
         return {name: sorted(_needs(stage)) for name, stage in self.stages.items()}
