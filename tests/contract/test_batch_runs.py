@@ -31,10 +31,14 @@ class WatchedUpstream(ScriptedUpstream):
 
     count: int = 0
     tell: Callable[[int], None] = field(default=lambda count: None)
+    may_answer: Callable[[int], bool] = field(default=lambda count: True)
 
     async def answer(self, path: str, body: bytes, **options: Any) -> UpstreamAnswer:
         self.count += 1
-        self.tell(self.count)
+        number = self.count
+        self.tell(number)
+        while not self.may_answer(number):
+            await anyio.sleep(0.02)
         return await super().answer(path, body, **options)
 
 
@@ -161,19 +165,23 @@ def test_counts_that_cannot_be_kept_stop_no_line(
 ) -> None:
     with opened(sqlite_world, tmp_path) as batches:
         batches.put(5)
-        put, refused = batches.store.put_batch, list[str]()
+        put, begun, refused = batches.store.put_batch, list[int](), list[int]()
 
         def put_unless_counting(batch: StoredBatch) -> None:
-            if batch.status == "in_progress" and batch.life and 0 < batch.completed < 5:
-                refused.append(batch.id)
+            # The first of a life says that it has begun; the others count.
+            if batch.status == "in_progress" and batch.life in begun:
+                refused.append(batch.life)
                 raise BatchesUnavailable("the disk is full")
+            begun.append(batch.life)
             put(batch)
 
+        batches.upstream.may_answer = lambda count: count < 4 or len(refused) > 1
         monkeypatch.setattr(batches.store, "put_batch", put_unless_counting)
         anyio.run(batches.work_until, lambda: batches.stored().is_over)
         over = batches.stored()
 
-    assert (over.status, over.completed) == ("completed", 5)
+    assert len(refused) > 1
+    assert (over.status, over.completed, over.life) == ("completed", 5, 1)
     sqlite_world.settle()
     assert _spent(sqlite_world) == 5 * LINE_PICOS
 
