@@ -7,6 +7,7 @@ import pytest
 from steelyard.gateway.upstreams.habits import CHAT, CLASSIFICATIONS, MODERATIONS, RERANK
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.money import read_decimal
+from tests.pictures import draw, empty_png, part
 from tests.world import INPUT_PRICE, World
 
 BOOK = """
@@ -192,3 +193,60 @@ def test_a_model_that_does_other_work_refuses_by_name(sqlite_world: World) -> No
 
     assert answered.error is not None
     assert answered.error.code == "surface_not_served"
+
+
+@pytest.mark.parametrize(
+    ("prices", "count", "cost"),
+    [
+        ([BY_CALL], 3, 500_000_000),
+        ([BY_ITEM], 3, 3 * 200_000_000),
+        ([BY_SIZE], 2, 2 * 200_000_000),
+        ([BY_SIZE], 3, 3 * 100_000_000),
+    ],
+    ids=["call", "item", "below the tier", "above it"],
+)
+def test_pictures_cost_what_their_calls_and_items_cost(
+    prices: list[str], count: int, cost: int, world: World
+) -> None:
+    world.organisation(dollars="1")
+    _publish(world, *prices)
+    world.upstream.script = Script(usage={"prompt_tokens": 0, "total_tokens": 0})
+    pictures = [part(draw("disc")), part(draw("square", kind="JPEG"), kind="jpeg")] * 2
+
+    answered = world.ask(CLASSIFICATIONS, model="scripted", input=pictures[:count])
+    world.settle()
+
+    assert answered.error is None
+    assert answered.client.usage()["items"] == count
+    assert world.upstream.bodies[-1]["input"] == pictures[:count]
+    assert world.balance().total.picos == 10**12 - cost
+    assert world.differences() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "code"),
+    [
+        ([part(empty_png(100_000, 100_000))], 413, "image_too_large"),
+        ([part(draw("disc")), part(empty_png(1, 4097))], 413, "image_too_large"),
+        ([part(b"GIF89a")], 415, "picture_unsupported"),
+        ([part(b"")], 415, "picture_unsupported"),
+        ([part(b"\xff\xd8\xff\xe0\0\x10JFIF")], 415, "picture_unsupported"),
+        ([{"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}], 400, None),
+        ([{"type": "image_url", "image_url": {"url": "data:image/png;base64,?"}}], 400, None),
+        ([part(draw("disc")), "a text"], 400, None),
+    ],
+)
+def test_a_picture_that_cannot_be_read_is_refused_before_anything_is_held(
+    given: list[Any], status: int, code: str | None, sqlite_world: World
+) -> None:
+    sqlite_world.organisation(dollars="1")
+    _publish(sqlite_world, BY_ITEM)
+
+    answered = sqlite_world.ask(CLASSIFICATIONS, model="scripted", input=given)
+    sqlite_world.settle()
+
+    assert answered.status == status
+    assert answered.error is not None
+    assert answered.error.code == (code or "invalid_request")
+    assert sqlite_world.upstream.bodies == []
+    assert sqlite_world.events() == []

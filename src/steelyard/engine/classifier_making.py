@@ -65,16 +65,25 @@ def made_classifier(name: str, models_dir: Path, *, progress: Progress) -> Path:
 
 def make_classifier(name: str, folder: Path) -> None:
     """Train a classifier into a folder: the same weights every time on one machine."""
-    recipe = RECIPES[name]
     temporary = folder.with_name(folder.name + ".making")
     for leftover in (temporary, folder):
         shutil.rmtree(leftover, ignore_errors=True)
-    tokenizer = _make_tokenizer(recipe)
-    model = _train(recipe, tokenizer)
-    tokenizer.save_pretrained(temporary)
-    model.save_pretrained(temporary)
+    if name in RECIPES:
+        _make_text_classifier(RECIPES[name], temporary)
+    else:
+        # It draws what it learns from with the packages for images, which texts do not need.
+        from steelyard.engine.image_classifier_making import make_image_classifier
+
+        make_image_classifier(temporary)
     write_manifest(temporary, source_name=name, source_sha256="")
     temporary.rename(folder)
+
+
+def _make_text_classifier(recipe: Recipe, folder: Path) -> None:
+    tokenizer = _make_tokenizer(recipe)
+    model = _train(recipe, tokenizer)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
 
 
 def _make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import transformers
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -16,7 +16,7 @@ from steelyard.engine.tokenizer_facts import hash_tokenizer, is_byte_level
 BYTES_PER_TOKEN_MAX: Final = 2**31
 
 
-def encoder_kind(folder: Path) -> EncoderKind | None:
+def encoder_kind(folder: Path) -> EncoderKind | Literal["image classifier"] | None:
     """What a folder's model does, if it reads and does not write."""
     path = folder / "config.json"
     if not path.is_file():
@@ -26,7 +26,9 @@ def encoder_kind(folder: Path) -> EncoderKind | None:
     except ValueError:
         # Whoever loads it says what is wrong.
         return None
-    architecture = (config.get("architectures") or [""])[0]
+    architecture: str = (config.get("architectures") or [""])[0]
+    if architecture.endswith("ForImageClassification"):
+        return "image classifier"
     if architecture.endswith("ForSequenceClassification"):
         return "classifier"
     return "embedder" if architecture.endswith("Model") else None

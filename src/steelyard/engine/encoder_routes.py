@@ -13,6 +13,7 @@ from anyio import CapacityLimiter
 from steelyard.engine.encoder_wire import (
     Document,
     EncoderTokenizeBody,
+    PicturesBody,
     RerankBody,
     TextsBody,
     check_bound,
@@ -21,6 +22,7 @@ from steelyard.engine.encoder_wire import (
     read_texts,
     usage,
 )
+from steelyard.engine.media.routes import find_model
 from steelyard.engine.refusals import (
     EngineOverloaded,
     InvalidRequest,
@@ -32,6 +34,7 @@ from steelyard.ids import new_id
 
 if TYPE_CHECKING:
     from steelyard.engine.encoder import Encoded, Encoder, EncoderKind
+    from steelyard.engine.image_classifier import ImageClassifier
 
 # One runs, the others wait: more threads would only share the same cores.
 _RUNNING_MAX: Final = 1
@@ -42,8 +45,11 @@ T = TypeVar("T")
 class EncoderRoutes:
     """Answers for all models of this kind; what is asked at a path says which kind it takes."""
 
-    def __init__(self, encoders: dict[str, Encoder]) -> None:
+    def __init__(
+        self, encoders: dict[str, Encoder], image_classifiers: dict[str, ImageClassifier]
+    ) -> None:
         self._encoders = encoders
+        self._image_classifiers = image_classifiers
         self._limiter = CapacityLimiter(_RUNNING_MAX)
 
     def find(self, name: str | None, kind: EncoderKind | None) -> Encoder:
@@ -68,6 +74,9 @@ class EncoderRoutes:
         return {"count": encoded.token_count, "max_model_len": encoder.max_model_len}
 
     async def classify(self, body: bytes) -> Document:
+        pictures = decode_body(body, PicturesBody)
+        if pictures.urls:
+            return await self._classify_pictures(pictures)
         asked = decode_body(body, TextsBody)
         encoder = self.find(asked.model, "classifier")
         encoded, scores = await self._read(encoder, read_texts(asked), asked, encoder.classify)
@@ -75,6 +84,14 @@ class EncoderRoutes:
         entries = [classification(index, row, classes) for index, row in enumerate(scores)]
         spent = usage(encoded.token_count, items=len(entries))
         return {"object": "list", "model": encoder.name, "data": entries, "usage": spent}
+
+    async def _classify_pictures(self, asked: PicturesBody) -> Document:
+        model = find_model(self._image_classifiers, asked.model)
+        scores = await self._run(lambda: model.classify(asked.urls))
+        classes = model.classes
+        entries = [classification(index, row, classes) for index, row in enumerate(scores)]
+        spent = usage(0, items=len(entries))
+        return {"object": "list", "model": model.name, "data": entries, "usage": spent}
 
     async def moderate(self, body: bytes) -> Document:
         asked = decode_body(body, TextsBody)

@@ -1,6 +1,6 @@
 """The bodies that models take which read and do not write, and what they answer."""
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -20,6 +20,35 @@ class TextsBody(msgspec.Struct, kw_only=True):
     max_prompt_tokens: int | None = None
     encoding_format: str | None = None
     dimensions: int | None = None
+
+
+class ImageUrl(msgspec.Struct):
+    """Where a picture is: in the URL itself."""
+
+    url: str
+
+
+class Picture(msgspec.Struct):
+    """A picture to classify."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class PicturesBody(msgspec.Struct):
+    """The body of /v1/classifications, as far as it has pictures."""
+
+    model: str | None = None
+    input: str | list[str | Picture] = ""
+
+    @property
+    def urls(self) -> list[str]:
+        """The pictures; refuses texts among them."""
+        given = self.input if isinstance(self.input, list) else []
+        pictures = [one.image_url.url for one in given if isinstance(one, Picture)]
+        if pictures and len(pictures) < len(given):
+            raise InvalidRequest("send texts, or pictures", param="input")
+        return pictures
 
 
 class RankedText(msgspec.Struct):

@@ -28,7 +28,6 @@ from steelyard.errors import Failure, SteelyardError
 from steelyard.listening import listen
 
 if TYPE_CHECKING:
-    from steelyard.engine.encoder import Encoder
     from steelyard.engine.engine import Engine, EngineStats
     from steelyard.engine.model_loading import LoadingChoices
 
@@ -188,10 +187,7 @@ def _fill_shelf(options: EngineOptions, sources: list[ModelSource], serving: Ser
         if source.kind is ModelKind.VOICE:
             _load_voice(source, serving)
             continue
-        encoder = _load_encoder(options, source)
-        if encoder is not None:
-            serving.encoders[encoder.name] = encoder
-        else:
+        if not _load_reader(options, source, serving):
             shelf.put(partial(_start_engine, options, source, serving))
     return shelf
 
@@ -229,20 +225,28 @@ def threads_by_default() -> int:
     return os.cpu_count() or 1
 
 
-def _load_encoder(options: EngineOptions, source: ModelSource) -> Encoder | None:
-    """The model, if it is one that reads and does not write."""
+def _load_reader(options: EngineOptions, source: ModelSource, serving: Serving) -> bool:
+    """Load the model if it is one that reads and does not write; whether it is."""
     from steelyard.engine.encoder_loading import encoder_kind, load_encoder
     from steelyard.engine.model_loading import folder_of
 
     if source.kind is ModelKind.GGUF:
-        return None
+        return False
     folder = folder_of(source, options.models_dir, progress=_report_progress)
     kind = encoder_kind(folder)
     if kind is None:
-        return None
-    encoder = load_encoder(folder, kind=kind, name=source.name, choices=_choices(options))
-    _log.info("engine.ready", model=encoder.name, kind=kind)
-    return encoder
+        return False
+    choices = _choices(options)
+    if kind == "image classifier":
+        from steelyard.engine.image_classifier import load_image_classifier
+
+        seeing = load_image_classifier(folder, name=choices.name or source.name, choices=choices)
+        serving.image_classifiers[seeing.name] = seeing
+    else:
+        encoder = load_encoder(folder, kind=kind, name=source.name, choices=choices)
+        serving.encoders[encoder.name] = encoder
+    _log.info("engine.ready", model=choices.name or source.name, kind=kind)
+    return True
 
 
 def _choices(options: EngineOptions) -> LoadingChoices:

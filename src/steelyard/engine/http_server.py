@@ -48,6 +48,7 @@ from steelyard.ids import new_id
 if TYPE_CHECKING:
     from steelyard.engine.encoder import Encoder
     from steelyard.engine.engine import Engine
+    from steelyard.engine.image_classifier import ImageClassifier
     from steelyard.engine.model_shelf import ModelShelf
     from steelyard.engine.request_log import RequestLog
 
@@ -70,6 +71,9 @@ class Serving:
     request_log: RequestLog | None = None
     media: MediaRoom = field(default_factory=MediaRoom)
     encoders: dict[str, Encoder] = field(default_factory=dict[str, "Encoder"])
+    image_classifiers: dict[str, ImageClassifier] = field(
+        default_factory=dict[str, "ImageClassifier"]
+    )
     metrics: EngineMetrics = field(init=False)
     created: int = field(default_factory=unix_seconds)
 
@@ -120,7 +124,7 @@ class _Edge:
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
         self._limiter = CapacityLimiter(_TOKENIZER_THREADS)
-        self.encoder_routes = EncoderRoutes(serving.encoders)
+        self.encoder_routes = EncoderRoutes(serving.encoders, serving.image_classifiers)
         # Whoever waits for a model must not keep others from tokenizing.
         self._loading = CapacityLimiter(_LOADING_WAITERS)
 
@@ -177,7 +181,11 @@ class _Edge:
                 "max_model_len": model.max_model_len,
                 "steelyard": model.facts | {"loaded": True},
             }
-            for model in (*self._serving.media.models, *self._serving.encoders.values())
+            for model in (
+                *self._serving.media.models,
+                *self._serving.encoders.values(),
+                *self._serving.image_classifiers.values(),
+            )
         ]
         return json_response({"object": "list", "data": entries})
 

@@ -13,7 +13,7 @@ SMOLLM2: Final = "smollm2"
 WHISPER: Final = "whisper-tiny.en"
 MINILM: Final = "minilm"
 # Trained here from a recipe, at the first start.
-MADE: Final = frozenset({"ticket-classifier", "text-moderation"})
+MADE: Final = frozenset({"ticket-classifier", "text-moderation", "shape-classifier"})
 # A model of ours that draws simple shapes; its weights come with the program.
 TOY_SHAPES: Final = "toy-shapes"
 # A model of ours that fills in small functions; its weights come with the program.

@@ -63,7 +63,7 @@ async def transcribe(room: MediaRoom, body: bytes, request: Request, request_id:
     from steelyard.engine.media.speech import SpeechBounds, Transcript, Wish
 
     form = await _read_form(body, request)
-    model = _find(room.speech, _text(form, "model"))
+    model = find_model(room.speech, _text(form, "model"))
     file = form.get("file")
     if not isinstance(file, UploadFile):
         raise InvalidRequest("send the recording as the part 'file' of a form", param="file")
@@ -113,7 +113,7 @@ def draw(room: MediaRoom, body: bytes, request_id: str) -> Response:
     from steelyard.engine.media.drawing import STEPS_DEFAULT, Drawing, PictureWish
 
     asked = decode_body(body, ImageBody)
-    model = _find(room.drawing, asked.model)
+    model = find_model(room.drawing, asked.model)
     wish = PictureWish(
         prompt=asked.prompt,
         count=asked.n or 1,
@@ -147,7 +147,7 @@ async def speak(room: MediaRoom, body: bytes) -> Response:
     from steelyard.engine.media.voice import CONTENT_TYPES, SpeechWish
 
     asked = decode_body(body, SpeechBody)
-    model = _find(room.voices, asked.model)
+    model = find_model(room.voices, asked.model)
     workshop = room.workshop(model.name)
     workshop.check_room()
     wish = SpeechWish(asked.input, asked.response_format, asked.speed)
@@ -167,7 +167,8 @@ def _read_size(text: str | None) -> tuple[int, int] | None:
     return int(found[1]), int(found[2])
 
 
-def _find(models: dict[str, ModelT], name: str | None) -> ModelT:
+def find_model(models: dict[str, ModelT], name: str | None) -> ModelT:
+    """The model of this name, or the first; refuses any other."""
     if name is None and models:
         return next(iter(models.values()))
     if name is None or name not in models:

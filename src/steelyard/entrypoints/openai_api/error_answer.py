@@ -40,6 +40,7 @@ from steelyard.gateway.upstreams.base import (
     UpstreamUnavailable,
 )
 from steelyard.metering.audio_length import AudioTruncated, AudioUnsupported
+from steelyard.metering.picture_size import PictureUnsupported
 from steelyard.metering.upstream_usage import UpstreamUsageMalformed
 from steelyard.pricing.price_book import PriceNotFound
 
@@ -141,6 +142,7 @@ HTTP_STATUS: Final[dict[type[SteelyardError], int]] = {
     ImageTooLarge: 413,
     UnsupportedMediaType: 415,
     AudioUnsupported: 415,
+    PictureUnsupported: 415,
     TokensOverLimit: 413,
     RateLimited: 429,
     HeadersTooLarge: 431,

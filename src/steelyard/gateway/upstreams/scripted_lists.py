@@ -20,7 +20,7 @@ def list_document(path: str, asked: Document, *, model: str) -> Document:
         vectors = [{"object": "embedding", "embedding": EMBEDDING} for _ in inputs]
         return {"object": "list", "model": model, "data": _numbered(vectors)}
     if path == CLASSIFICATIONS:
-        classes = [{"label": _first_word(text), "score": 1.0} for text in inputs]
+        classes = [{"label": _first_word(str(one)), "score": 1.0} for one in inputs]
         return {"object": "list", "model": model, "data": _numbered(classes)}
     if path == MODERATIONS:
         has_parts = bool(inputs) and isinstance(inputs[0], dict)
