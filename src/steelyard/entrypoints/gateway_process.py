@@ -32,7 +32,7 @@ LOOK_AGAIN_S: Final = 0.02
 METRICS_TIMEOUT_S: Final = 5.0
 DATE_EVERY_S: Final = 1.0
 # Objects made before the youngest are looked at, and how often those before the next older.
-COLLECTOR_THRESHOLDS: Final = (10_000, 20, 50)
+COLLECTOR_THRESHOLDS: Final = (1_000, 20, 50)
 
 
 class DrainingServer:

@@ -87,7 +87,11 @@ async def _try_all(gateway: Gateway, received: Received, client: Client) -> Atte
         step = received.plan.after(step, trouble) if trouble else None
         if step is None and attempt is None:
             assert not isinstance(tried, Attempt), "an attempt that was made is the last one"
-            raise tried
+            try:
+                raise tried
+            finally:
+                # It knows this frame, which must not know it: nothing collects a large request soon.
+                del tried
     return attempt
 
 
