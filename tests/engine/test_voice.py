@@ -59,3 +59,10 @@ def test_what_cannot_be_spoken_is_refused(engine: EngineProcess, wrong: dict[str
     refused = speak(engine, **wrong)
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_request")
+
+
+def test_a_gateway_can_read_what_is_told_of_a_voice(engine: EngineProcess) -> None:
+    listed = httpx.get(f"{engine.url}/v1/models").json()["data"]
+
+    told = {model["id"]: model["steelyard"].keys() for model in listed}
+    assert told["whisper-tiny.en"] <= told["piper-joe"]
