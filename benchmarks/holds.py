@@ -20,7 +20,7 @@ def main() -> None:
     )
     parser.add_argument("--holds", type=int, default=100_000, help="from one lease")
     parser.add_argument("--requests", type=int, default=100_000, help="through the outbox")
-    parser.add_argument("--events", type=int, default=100_000, help="over Kafka")
+    parser.add_argument("--events", type=int, default=400_000, help="over Kafka")
     parser.add_argument("--open", type=int, default=1_000_000, help="attempts to recover")
     options = parser.parse_args()
     figures: dict[str, Any] = {

@@ -1,1 +1,1 @@
-"""The HTTP surface of the gateway: bare ASGI, since every request pays for what stands here."""
+"""The HTTP surface of the gateway, without a framework: every request pays for what stands here."""

@@ -13,8 +13,8 @@ import msgspec
 import uvicorn
 import uvloop
 
-from steelyard.entrypoints.openai_api.asgi import Receive, Scope, Send
 from steelyard.entrypoints.scripted_upstream.answers import chunks, list_answer, whole_answer
+from steelyard.entrypoints.scripted_upstream.asgi import Receive, Scope, Send
 from steelyard.entrypoints.scripted_upstream.script import ScriptedAnswer, ScriptPlayer
 from steelyard.gateway.event_stream import write_event
 from steelyard.gateway.upstreams.habits import IMAGES, MESSAGES, RESPONSES, TRANSCRIPTIONS

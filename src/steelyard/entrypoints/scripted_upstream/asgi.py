@@ -1,4 +1,4 @@
-"""The few words of ASGI that we speak (https://asgi.readthedocs.io, HTTP 2.3)."""
+"""The few words of ASGI that the scripted upstream speaks (https://asgi.readthedocs.io, HTTP 2.3)."""
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
