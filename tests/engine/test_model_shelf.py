@@ -18,6 +18,7 @@ class FakeModel:
     name: str
     dtype: str = "float32"
     device: str = "cpu"
+    fill_in_marks: None = None
 
     @property
     def facts(self) -> EngineStats:
