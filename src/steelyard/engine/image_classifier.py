@@ -19,6 +19,7 @@ from transformers import AutoModelForImageClassification
 from steelyard.engine.encoder import Classes
 from steelyard.engine.model_loading import LoadingChoices, check_folder, choose_device, read_model
 from steelyard.engine.refusals import InvalidRequest
+from steelyard.engine.tokenless_facts import tokenless_facts
 
 PATHS: Final = ("/v1/classifications",)
 PREPROCESSOR: Final = "preprocessor_config.json"
@@ -35,17 +36,7 @@ class ImageClassifier:
     def __init__(self, model: Any, *, name: str, preparation: dict[str, Any]) -> None:
         self.name = name
         self.max_model_len = 1
-        # It has no tokens: a bound on them is that there are none.
-        self.facts: dict[str, Any] = {
-            "tokenizer_sha256": "",
-            "byte_level": True,
-            "bytes_per_token_max": 1,
-            "template_tokens_base": 0,
-            "template_tokens_per_message": 0,
-            "special_tokens_added": 0,
-            "has_chat_template": False,
-            "paths": PATHS,
-        }
+        self.facts = tokenless_facts(PATHS)
         self._model = model
         size: dict[str, int] = preparation.get("size") or {}
         self._size = size.get("width", _SIDE), size.get("height", _SIDE)

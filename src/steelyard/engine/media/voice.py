@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from steelyard.engine.model_source import ModelNotFound
+from steelyard.engine.tokenless_facts import tokenless_facts
 
 if TYPE_CHECKING:
     from piper import PiperVoice
@@ -48,18 +49,7 @@ class VoiceModel:
         self.name = name
         self.max_model_len = CHARACTERS_MAX
         self.rate: int = voice.config.sample_rate
-        # It has no tokens: a bound on them is that there are none.
-        self.facts: dict[str, Any] = {
-            "tokenizer_sha256": "",
-            "byte_level": True,
-            "bytes_per_token_max": 1,
-            "template_tokens_base": 0,
-            "template_tokens_per_message": 0,
-            "special_tokens_added": 0,
-            "has_chat_template": False,
-            "paths": PATHS,
-            "rate": self.rate,
-        }
+        self.facts = tokenless_facts(PATHS) | {"rate": self.rate}
         self._voice = voice
 
     def speak(self, wish: SpeechWish, tell: Callable[[bytes], None]) -> None:
