@@ -21,6 +21,7 @@ from tests.e2e.product import picos, product_environment, run_command
 from tests.postgres_server import free_port
 
 from benchmarks.gateway_upstream import COMPLETION_TOKENS, PROMPT_TOKENS
+from benchmarks.worker import BOOK
 
 GATEWAY_CORE, OTHER_CORE = 0, 1
 READY_WITHIN_S = 240.0
@@ -29,17 +30,6 @@ STOP_WITHIN_S = 60.0
 SETTLED_WITHIN_S = 4.0
 PATH = "/v1/chat/completions"
 SENTENCE = "The beam is level when what is asked and what is paid are the same. "
-PRICE_BOOK = """
-schema: steelyard.price-book/v1
-name: bench
-currency: USD
-effective_from: 2026-01-01T00:00:00Z
-models:
-  - match: "*"
-    prices:
-      input.text: { amount: 2, per: 1M }
-      output.text: { amount: 10, per: 1M }
-"""
 CREDIT = 1_000_000
 # What every answer of the canned upstream costs.
 ANSWER_PICOS = PROMPT_TOKENS * 2_000_000 + COMPLETION_TOKENS * 10_000_000
@@ -323,7 +313,7 @@ def our_gateway(
 def _prepare_books(ours: Ours, folder: Path) -> str:
     """Prices, an organisation with money and limits, and a key, whose secret it returns."""
     book = folder / "prices.yaml"
-    book.write_text(PRICE_BOOK)
+    book.write_text(BOOK)
     ours.command("init")
     ours.command("price", "publish", str(book))
     ours.command("org", "create", "bench")
