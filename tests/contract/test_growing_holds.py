@@ -127,7 +127,7 @@ def test_every_surface_says_that_the_answer_ended_at_a_limit(surface: str) -> No
     make, said = ANSWERS[surface]
     answer, meter = make(), AnswerMeter()
     events = list(answer.read_event(_chunk("one", completion_tokens=1), meter))
-    meter.deliver(b"one", reported=meter.reported, at=NOW)
+    meter.deliver([b"one"], reported=meter.reported, at=NOW)
     refused = _chunk("two", completion_tokens=2)
 
     events += cut_short(answer, refused, meter)

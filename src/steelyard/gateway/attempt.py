@@ -134,7 +134,9 @@ async def run_attempt(
     number: int,
 ) -> Attempt:
     """Relay an answer and close the attempt; nothing of its end is told to the client yet."""
-    attempt = Attempt(admitted, admitted.way.open_answer(), AnswerMeter(), number, headers)
+    is_audited = gateway.audit is not None and gateway.audit.takes(admitted)
+    meter = AnswerMeter(is_kept=is_audited)
+    attempt = Attempt(admitted, admitted.way.open_answer(), meter, number, headers)
     deployment.begin()
     gateway.requests.begin(admitted)
     try:
@@ -144,7 +146,7 @@ async def run_attempt(
         deployment.end()
         _tell_breaker(attempt, deployment)
         if not admitted.cache.is_hit:
-            admitted.counting.tokens_used = attempt.meter.tokens_used
+            admitted.counting.tokens_used = meter.tokens_used
         try:
             await _close(gateway, attempt)
         finally:

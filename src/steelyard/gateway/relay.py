@@ -73,7 +73,7 @@ async def relay_whole(
         with anyio.CancelScope(shield=True):
             await admitted.asked.keep(admitted.hold.id, came.body)
         meter.is_complete = True
-    meter.deliver(read, reported=meter.reported, at=now())
+    meter.deliver([read], reported=meter.reported, at=now())
 
 
 async def relay_stream(
@@ -114,21 +114,24 @@ async def _pass_on(
     *,
     now: Callable[[], datetime],
 ) -> None:
-    """Hand on in one piece what came together: each event with what was reported up to it."""
-    written: list[tuple[bytes, Usage | None]] = []
+    """Hand on in one piece what came together, with what was reported up to its last event."""
+    written: list[bytes] = []
+    reported: Usage | None = None
     try:
         for payload in payloads:
-            for event in answer.read_event(payload, meter):
-                written.append((event, meter.reported))
+            events = answer.read_event(payload, meter)
+            if events:
+                written.extend(events)
+                newest = meter.reported
+                if newest is not reported and newest is not None and newest.has_output:
+                    reported = newest
             if meter.is_complete:
                 break
     finally:
         # What came before an event that cannot be read is the client's all the same.
         if written:
-            await client.send(b"".join([event for event, _ in written]))
-            at = now()
-            for event, reported in written:
-                meter.deliver(payload_of(event), reported=reported, at=at)
+            await client.send(b"".join(written))
+            meter.deliver([payload_of(one) for one in written], reported=reported, at=now())
 
 
 async def _pass_on_covered(

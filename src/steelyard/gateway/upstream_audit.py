@@ -80,13 +80,18 @@ class UpstreamAudit:
         self._thread = threading.Thread(target=self._work, name="audit", daemon=True)
         self._thread.start()
 
+    def takes(self, admitted: Admitted) -> bool:
+        """Whether the attempt that begins is in the sample, if it ends whole."""
+        is_known = admitted.model.id in self._models
+        return is_known and is_sampled(admitted.hold.id, share=self._share)
+
     def observe(self, admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause) -> None:
-        """Take an attempt that has ended whole into the sample. Never waits, never tokenizes."""
-        if end_cause not in WHOLE or meter.reported is None or meter.is_drained:
+        """Take an attempt of the sample that has ended whole. Never waits, never tokenizes."""
+        if not meter.is_kept or end_cause not in WHOLE or meter.reported is None:
+            return
+        if meter.is_drained:
             return
         model = admitted.model
-        if model.id not in self._models or not is_sampled(admitted.hold.id, share=self._share):
-            return
         waiting = _Waiting(admitted, meter, admitted.asked.size.text_bytes + meter.delivered_bytes)
         with self._changed:
             is_full = len(self._waiting) >= self._waiting_max

@@ -1,8 +1,10 @@
 """The meter of one answer: what the upstream has reported so far, and what the client has got."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
+from typing import Any
 
 from steelyard.metering.usage import NO_USAGE, Usage
 
@@ -21,18 +23,26 @@ class AnswerMeter:
     is_drained: bool = False
     # The money did not reach for more: the answer was ended at what was held.
     is_growth_denied: bool = False
-    _delivered_bytes: list[bytes] = field(default_factory=list[bytes])
+    # What the client is handed is kept, to be counted again; of all others only sum and digest are.
+    is_kept: bool = False
+    delivered_bytes: int = 0
+    _digest: Any = field(default_factory=sha256)
+    _kept: list[bytes] = field(default_factory=list[bytes])
 
     def report(self, usage: Usage, *, raw: bytes) -> None:
         """The upstream says that this is the usage up to now."""
         self.reported = usage
         self.raw_usage = raw
 
-    def deliver(self, payload: bytes, *, reported: Usage | None, at: datetime) -> None:
-        """The client has been handed this, and with it all that had been reported up to it."""
+    def deliver(self, pieces: Sequence[bytes], *, reported: Usage | None, at: datetime) -> None:
+        """The client has been handed these, and with them all that had been reported up to them."""
         if self.is_drained:
             return
-        self._delivered_bytes.append(payload)
+        joined = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._digest.update(joined)
+        self.delivered_bytes += len(joined)
+        if self.is_kept:
+            self._kept.extend(pieces)
         if reported is None or not reported.has_output:
             return
         self.delivered = reported
@@ -44,17 +54,13 @@ class AnswerMeter:
         """All tokens that the upstream reported; None where it did work and said nothing."""
         if self.reported is not None:
             return self.reported.input_tokens + self.reported.output_tokens
-        return None if self.is_complete or self._delivered_bytes else 0
-
-    @property
-    def delivered_bytes(self) -> int:
-        """The size of what the client was handed."""
-        return sum(map(len, self._delivered_bytes))
+        return None if self.is_complete or self.delivered_bytes else 0
 
     def delivered_lines(self) -> bytes:
         """What the client was handed: the chunks of a stream one a line, or the choices."""
-        return b"\n".join(self._delivered_bytes)
+        assert self.is_kept, "what was handed over was kept"
+        return b"\n".join(self._kept)
 
     def output_digest(self) -> str:
         """SHA-256 over what the client was handed."""
-        return sha256(b"".join(self._delivered_bytes)).hexdigest()
+        return self._digest.hexdigest()
