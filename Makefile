@@ -40,9 +40,14 @@ example-all: $(READY) ## every workload on real input, and the statement of it
 serve: $(READY) ## keep the whole product running on this machine
 	@STEELYARD_DATA_DIR=$${STEELYARD_DATA_DIR:-$(CURDIR)/$(STATE)/data} $(BIN)/steelyard serve
 
-test: $(READY) ## every test, with coverage
-	@$(BIN)/python -m coverage erase
+test: $(READY) ## every test
 	@# Both cores for what is no product of many processes.
+	@$(BIN)/python -m pytest -n 2 --ignore tests/e2e --ignore tests/engine
+	@$(BIN)/python -m pytest tests/e2e tests/engine
+
+.PHONY: coverage
+coverage: $(READY) ## every test, and which lines none of them reaches; takes longer
+	@$(BIN)/python -m coverage erase
 	@$(BIN)/python -m coverage run -m pytest -n 2 --ignore tests/e2e --ignore tests/engine
 	@$(BIN)/python -m coverage run -m pytest tests/e2e tests/engine
 	@$(BIN)/python -m coverage combine --quiet

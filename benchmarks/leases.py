@@ -14,9 +14,10 @@ import tempfile
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
+from tests.drafts import empty_draft
 
 from steelyard.access.tenant import Department, Organisation
 from steelyard.app.stores import open_stores
@@ -24,7 +25,7 @@ from steelyard.billing.commands import new_command
 from steelyard.billing.hold_desk import HoldDesk
 from steelyard.billing.lease_sizing import LeaseSize
 from steelyard.billing.top_up import add_credit
-from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
+from steelyard.eventlog.attempt_records import PendingEvent
 from steelyard.gateway.lease_wallet import LeaseWallet
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Draw, Hold, HoldScope
@@ -64,7 +65,7 @@ def _in_memory_us(count: int) -> float:
     [pocket] = wallet.pockets.values()
     wallet.put(pocket, _lease(Money(AMOUNT.picos * count, USD)))
     holds = [_hold("organisation") for _ in range(count)]
-    event = PendingEvent(EventDraft(new_id(), cast("Any", None)))
+    event = PendingEvent(empty_draft(new_id()))
     used = LeaseSize(AMOUNT.picos // 2, 50)
     is_open: list[Hold] = []
     started = time.perf_counter()

@@ -26,12 +26,10 @@ from rich.console import Console
 
 from steelyard.eventlog.attempt_records import EventDraft, OpenedAttempt
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.event_draft import Held, close_record
 from steelyard.ids import new_id
-from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import text_usage
-from steelyard.metering.usage_event import OpenedRecord
-from steelyard.money import Currency, Money
+from steelyard.metering.usage_event import OpenedRecord, RecordEnding, join_record, write_meters
+from steelyard.timestamp import write_timestamp
 
 console = Console(stderr=True, highlight=False)
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
@@ -154,22 +152,30 @@ def an_attempt(**changes: Any) -> OpenedAttempt:
     return msgspec.structs.replace(attempt, **changes) if changes else attempt
 
 
-_USAGE = text_usage(input_tokens=120, output_tokens=40)
-_RECORD = close_record(
-    OPENED,
-    Held(new_id(), 5_000_000_000, None),
-    meter=AnswerMeter(reported=_USAGE, raw_usage=b'{"prompt_tokens":120,"completion_tokens":40}'),
-    usage=_USAGE,
-    amount=Money(640_000_000, Currency("USD")),
-    end_cause="completed",
+_ENDING = RecordEnding(
+    hold_id=new_id(),
+    held="0.005",
+    meters=write_meters(text_usage(input_tokens=120, output_tokens=40)),
+    upstream_usage=msgspec.Raw(b'{"prompt_tokens":120,"completion_tokens":40}'),
     count_source="provider",
+    end_cause="completed",
+    first_token_at=None,
+    ended_at=write_timestamp(NOW),
+    amount="0.00064",
     output_digest="0" * 64,
-    at=NOW,
 )
 
 
 def _draft(attempt: OpenedAttempt) -> EventDraft:
-    return EventDraft(attempt.id, msgspec.structs.replace(_RECORD, hold_id=attempt.id))
+    ending = msgspec.structs.replace(_ENDING, hold_id=attempt.id)
+    return EventDraft(
+        attempt.id,
+        OPENED.payer_id,
+        OPENED.organisation_id,
+        ending.ended_at,
+        ending.amount,
+        join_record(bytes(attempt.opened), ending),
+    )
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ import structlog
 from rich.console import Console
 from sqlalchemy import MetaData
 from sqlalchemy.sql.elements import quoted_name
+from tests.drafts import draft_of
 from tests.postgres_server import create_database, find_binaries, running_postgres
 
 from steelyard.access.tenant import Department, Organisation
@@ -49,7 +50,7 @@ from steelyard.billing.hourly_sums import HOUR_CHARACTERS, ChargeWriter, Sheet, 
 from steelyard.billing.settlement import settle_batch
 from steelyard.billing.statement import Period, make_statement
 from steelyard.entrypoints.worker_process import Worker
-from steelyard.eventlog.attempt_records import EventDraft, envelope
+from steelyard.eventlog.attempt_records import EventDraft, write_event
 from steelyard.eventlog.disk import LocalDisk
 from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.eventlog.segment_writer import SegmentWriter
@@ -57,7 +58,7 @@ from steelyard.ids import new_id
 from steelyard.ledger.grant import Grant
 from steelyard.ledger.hold import Draw, Hold
 from steelyard.ledger.transaction import Command, place_holds, top_up
-from steelyard.metering.usage_event import UsageRecord, encode_event, hash_event
+from steelyard.metering.usage_event import UsageRecord, hash_event
 from steelyard.money import Currency, Money, write_decimal
 from steelyard.pricing.price_book import publishable_version
 from steelyard.pricing.price_book_yaml import read_price_book
@@ -225,8 +226,7 @@ def fill_outbox(bench: Bench, *, first: int, count: int, of: int) -> Path:
         for number in range(first + start, first + min(start + BATCH, count)):
             sequence += 1
             draft, hold = _event(bench, number, of=of, source=source)
-            event = envelope(draft, source=source, sequence=sequence, previous_hash=previous_hash)
-            body = encode_event(event)
+            body = write_event(draft, source=source, sequence=sequence, previous_hash=previous_hash)
             previous_hash = hash_event(body)
             bodies.append(body)
             holds.append(hold)
@@ -362,7 +362,7 @@ def _event(bench: Bench, number: int, *, of: int, source: str) -> tuple[EventDra
         opened="{}",
         draws=(Draw(bench.grant.id, HELD),),
     )
-    return EventDraft(hold_id, record), hold
+    return draft_of(hold_id, record), hold
 
 
 @contextmanager

@@ -91,10 +91,12 @@ def read_decimal(text: str) -> int:
 
 def write_decimal(picos: int) -> str:
     """The shortest decimal that reads back to the same picos."""
-    sign = "-" if picos < 0 else ""
-    whole, fraction = divmod(abs(picos), PICOS_PER_UNIT)
-    decimals = f"{fraction:0{PICO_DIGITS}d}".rstrip("0")
-    return f"{sign}{whole}.{decimals}" if decimals else f"{sign}{whole}"
+    if picos < 0:
+        return f"-{write_decimal(-picos)}"
+    # At least one digit before the point.
+    digits = f"{picos:013d}"
+    decimals = digits[-PICO_DIGITS:].rstrip("0")
+    return f"{digits[:-PICO_DIGITS]}.{decimals}" if decimals else digits[:-PICO_DIGITS]
 
 
 def minor_digits(currency: Currency) -> int:

@@ -134,7 +134,7 @@ def test_verification_finds_an_event_that_leaves_priced_engine_time_out(
     assert [line for line in world.differences() if "other counts than were reported" in line]
 
 
-def _without_engine_time(usage: Any, _named: Any) -> Any:
+def _without_engine_time(usage: Any, _named: Any, **_: Any) -> Any:
     tokens = {m: n for m, n in usage.counts.items() if not m.startswith("engine.")}
     return type(usage)(tokens)
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
@@ -17,7 +16,6 @@ from steelyard.eventlog.attempt_records import EventDraft
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway import recovery
 from steelyard.gateway.batches.records import BatchesUnavailable
-from steelyard.gateway.crash_drafts import Part
 from steelyard.gateway.recovery_process import DraftingProcess
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.gateway.workloads.asked import Asked
@@ -243,8 +241,8 @@ def test_a_client_whose_socket_takes_nothing_more_has_left(world: World) -> None
 class DyingDraftingProcess(DraftingProcess):
     """Dies after its first part."""
 
-    def draft_part(self, part: Part, *, at: datetime) -> Sequence[EventDraft]:
-        drafts = super().draft_part(part, at=at)
+    def take(self) -> Sequence[EventDraft]:
+        drafts = super().take()
         self._process.kill()
         return drafts
 

@@ -28,13 +28,14 @@ from steelyard.billing.hold_decisions import HoldDeclined
 from steelyard.billing.lease_desk import LeaseDesk
 from steelyard.billing.lease_sizing import LeaseSize
 from steelyard.errors import Refusal
-from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
+from steelyard.eventlog.attempt_records import PendingEvent
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.lease_keeper import LeaseKeeper
 from steelyard.gateway.lease_wallet import LeaseWallet
 from steelyard.gateway.run_lease import RunLease
 from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold
+from tests.drafts import empty_draft
 from tests.fund_world import USD, FundWorld, Used
 
 TTL = timedelta(seconds=10)
@@ -50,7 +51,7 @@ class MemoryOutbox:
     source: str
 
     def append(self, hold: Hold) -> PendingEvent:
-        return PendingEvent(EventDraft(hold.id, cast("Any", None)))
+        return PendingEvent(empty_draft(hold.id))
 
     async def durable(self, _event: PendingEvent) -> None:
         await asyncio.sleep(0)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from steelyard.eventlog.attempt_records import EventDraft, envelope
+from steelyard.eventlog.attempt_records import EventDraft, write_event
 from steelyard.eventlog.group_commit import Commit
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
@@ -16,11 +16,15 @@ from steelyard.eventlog.outbox_reader import OutboxReader
 from steelyard.ids import new_id
 from steelyard.metering.usage_event import (
     NO_UPSTREAM_USAGE,
+    OpenedRecord,
+    RecordEnding,
     UsageRecord,
     decode_event,
     encode_event,
     hash_event,
+    join_record,
 )
+from tests.drafts import draft_of
 
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 PLENTY = 1 << 30
@@ -58,7 +62,7 @@ def a_record(**changes: object) -> UsageRecord:
 
 
 def a_draft(**changes: object) -> EventDraft:
-    return EventDraft(new_id(), a_record(**changes))
+    return draft_of(new_id(), a_record(**changes))
 
 
 def test_events_form_a_chain_without_a_gap(tmp_path: Path) -> None:
@@ -122,12 +126,12 @@ def test_an_event_that_waits_can_be_amended_and_one_that_is_written_cannot(tmp_p
     waiting = outbox.append(big)
     wait_until(lambda: refuses(outbox))
 
-    small = EventDraft(big.id, a_record(end_cause="event_log_failed"))
+    small = draft_of(big.id, a_record(end_cause="event_log_failed"))
     amended = outbox.amend(waiting, small)
 
     assert amended
     waiting.done.result(timeout=10)
-    assert not outbox.amend(written, EventDraft(written.draft.id, a_record(amount="1")))
+    assert not outbox.amend(written, draft_of(written.draft.id, a_record(amount="1")))
     outbox.close()
     last = OutboxReader(tmp_path / "a.outbox").read_after(1, limit=1)[0]
     assert decode_event(last.body).data.end_cause == "event_log_failed"
@@ -147,7 +151,7 @@ def test_an_event_is_on_the_disk_as_the_last_amendment_that_was_taken_says(
     monkeypatch.setattr(Commit, "finish", give_way_and_finish)
     for _ in range(20):
         pending, count = outbox.append(a_draft(amount="0")), 0
-        while outbox.amend(pending, EventDraft(pending.draft.id, a_record(amount=str(count + 1)))):
+        while outbox.amend(pending, draft_of(pending.draft.id, a_record(amount=str(count + 1)))):
             count += 1
         taken.append(count)
         pending.done.result(timeout=10)
@@ -161,12 +165,23 @@ def test_an_event_reads_back_to_what_it_was() -> None:
     record = a_record(
         upstream_usage=msgspec.Raw(b'{"prompt_tokens":3}'), meters={"input.text": "3"}
     )
-    draft = EventDraft(new_id(), record)
+    draft = draft_of(new_id(), record)
 
-    body = encode_event(envelope(draft, source="urn:a", sequence=1, previous_hash="0" * 64))
+    body = write_event(draft, source="urn:a", sequence=1, previous_hash="0" * 64)
 
     assert encode_event(decode_event(body)) == body
     assert decode_event(body).data.meters == {"input.text": "3"}
+
+
+def test_a_record_is_its_opening_and_its_ending() -> None:
+    record = a_record(meters={"input.text": "3"}, lease_id="l", saved="0.1", project_id="p")
+    fields = msgspec.structs.asdict(record)
+    opened = OpenedRecord(**{name: fields[name] for name in OpenedRecord.__struct_fields__})
+    ending = RecordEnding(**{name: fields[name] for name in RecordEnding.__struct_fields__})
+
+    joined = join_record(msgspec.json.encode(opened), ending)
+
+    assert bytes(joined) == msgspec.json.encode(record)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import msgspec
 import pytest
 
 from steelyard.eventlog.attempt_records import (
-    EventDraft,
     OpenedAttempt,
     PendingEvent,
     PendingOpening,
@@ -19,6 +18,7 @@ from steelyard.eventlog.outbox_reader import OutboxPruned, OutboxReader
 from steelyard.eventlog.segment import OutboxDamaged, segment_names
 from steelyard.ids import new_id
 from steelyard.metering.usage_event import decode_event
+from tests.drafts import draft_of
 from tests.unit.test_outbox import NOW, PLENTY, a_draft, a_record, refuses, wait_until
 
 LATER = NOW.replace(year=2100)
@@ -65,7 +65,7 @@ def test_an_attempt_that_was_opened_and_not_closed_is_told_to_the_next_life(
     outbox = open_outbox(tmp_path)
     closed, left = new_id(), new_id()
     written(outbox.open(an_attempt(closed)), outbox.open(an_attempt(left)))
-    written(outbox.append(EventDraft(closed, a_record())))
+    written(outbox.append(draft_of(closed, a_record())))
     outbox.close()
 
     outbox = open_outbox(tmp_path)
@@ -214,7 +214,7 @@ def test_segments_go_when_the_books_have_them_and_no_attempt_in_them_is_open(
 
     assert kept > 3
     assert outbox.prune(40, written_before=LATER) == 0
-    written(outbox.append(EventDraft(long_one.id, a_record())))
+    written(outbox.append(draft_of(long_one.id, a_record())))
     assert outbox.prune(0, written_before=LATER) == 0
     outbox.set_bytes_max(PLENTY)
     assert outbox.prune(41, written_before=NOW.replace(year=2020)) == 0

@@ -2,11 +2,12 @@
 
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import cast
 
 import msgspec
 
 from steelyard.eventlog.group_commit import Commit
-from steelyard.metering.usage_event import UsageEvent, UsageRecord
+from steelyard.metering.usage_event import UsageEvent, UsageRecord, encode_event
 
 
 class OpenedAttempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,12 +30,18 @@ class OpenedAttempt(msgspec.Struct, frozen=True, kw_only=True):
     lease_id: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class EventDraft:
-    """An event before the outbox has given it its place in the source's chain."""
+class EventDraft(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """An event before the outbox has given it its place in the source's chain.
+
+    `record` is a UsageRecord as JSON; what the envelope repeats of it stands beside it.
+    """
 
     id: str
-    record: UsageRecord
+    payer_id: str
+    organisation_id: str
+    ended_at: str
+    amount: str
+    record: msgspec.Raw
 
 
 @dataclass(slots=True)
@@ -63,17 +70,20 @@ class PendingOpening:
         return self.commit.done
 
 
-def envelope(draft: EventDraft, *, source: str, sequence: int, previous_hash: str) -> UsageEvent:
+def write_event(draft: EventDraft, *, source: str, sequence: int, previous_hash: str) -> bytes:
     """The event in its place in the chain of its source."""
-    return UsageEvent(
-        id=draft.id,
-        source=source,
-        sequence=str(sequence),
-        previoushash=previous_hash,
-        subject=draft.record.payer_id,
-        partitionkey=draft.record.organisation_id,
-        time=draft.record.ended_at,
-        data=draft.record,
+    return encode_event(
+        UsageEvent(
+            id=draft.id,
+            source=source,
+            sequence=str(sequence),
+            previoushash=previous_hash,
+            subject=draft.payer_id,
+            partitionkey=draft.organisation_id,
+            time=draft.ended_at,
+            # It has been written already, and goes in as it is.
+            data=cast("UsageRecord", draft.record),
+        )
     )
 
 

@@ -20,14 +20,14 @@ from steelyard.eventlog.attempt_records import (
     PendingOpening,
     decode_opened,
     encode_opened,
-    envelope,
+    write_event,
 )
 from steelyard.eventlog.disk import Disk, LocalDisk
 from steelyard.eventlog.group_commit import Commit, CommitQueue
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.segment import read_batches
 from steelyard.eventlog.segment_writer import SegmentWriter
-from steelyard.metering.usage_event import EventCharge, encode_event, hash_event
+from steelyard.metering.usage_event import EventCharge, hash_event
 
 log = structlog.get_logger()
 
@@ -125,6 +125,13 @@ class Outbox:
         pending = PendingEvent(draft)
         pending.commit = self._queue.put(pending)
         return pending
+
+    def append_all(self, drafts: Collection[EventDraft]) -> list[PendingEvent]:
+        """Queue many events, in their order."""
+        every = [PendingEvent(draft) for draft in drafts]
+        for pending, commit in zip(every, self._queue.put_all(every), strict=True):
+            pending.commit = commit
+        return every
 
     async def durable(
         self, pending: PendingEvent | PendingOpening, *, timeout_s: float | None = None
@@ -261,10 +268,9 @@ class Outbox:
                 opened.append(encode_opened(pending.attempt))
                 continue
             sequence += 1
-            event = envelope(
+            body = write_event(
                 pending.draft, source=self.source, sequence=sequence, previous_hash=previous_hash
             )
-            body = encode_event(event)
             previous_hash = hash_event(body)
             events.append(body)
         try:
@@ -296,8 +302,8 @@ class Outbox:
         for pending in batch:
             if isinstance(pending, PendingEvent):
                 self._lost_count += 1
-                record = pending.draft.record
-                log.critical("usage_event.lost", event_id=pending.draft.id, amount=record.amount)
+                draft = pending.draft
+                log.critical("usage_event.lost", event_id=draft.id, amount=draft.amount)
         return EventLogUnavailable("the outbox closed before it could write")
 
 

@@ -13,7 +13,7 @@ from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.admission import Admitted
-from steelyard.gateway.event_draft import close_record, held_by
+from steelyard.gateway.event_draft import close_draft, held_by
 from steelyard.gateway.holding import Holding
 from steelyard.gateway.prices import PinnedPrices
 from steelyard.gateway.workloads.answer import PricedUsage
@@ -107,7 +107,7 @@ def charge_for(usage: Usage, pinned: PinnedPrices) -> tuple[Usage, Charge]:
     """
     # What came from the cache was answered before: it has its own price alone.
     is_answered = bool(usage.counts) and CACHE_HIT not in usage.counts
-    usage = usage.folded(pinned.prices)
+    usage = usage.folded(pinned.prices, known=pinned.prices.folds)
     if is_answered and CALL in pinned.prices:
         usage = usage.with_one(CALL)
     return usage, rate_usage(usage, prices=pinned.prices, currency=pinned.currency)
@@ -128,9 +128,10 @@ def _rate(
     usage, charge = charge_for(charged, admitted.pinned)
     kept = (meter.reported or NO_USAGE) if end_cause == "cache_hit" else None
     saved = charge_for(kept, admitted.pinned)[1].total if kept is not None else None
-    record = close_record(
-        admitted.opened,
+    draft = close_draft(
         held_by(admitted.hold),
+        admitted.hold.opened.encode(),
+        admitted.opened,
         meter=meter,
         usage=usage,
         amount=charge.total,
@@ -141,4 +142,4 @@ def _rate(
         saved=saved,
     )
     closed = Closed(admitted.hold.id, usage, charge, end_cause, kept, saved)
-    return closed, EventDraft(admitted.hold.id, record)
+    return closed, draft

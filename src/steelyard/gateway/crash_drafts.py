@@ -12,13 +12,13 @@ from steelyard.billing.settlement_matrix import charged_usage
 from steelyard.errors import SteelyardError
 from steelyard.eventlog.attempt_records import EventDraft
 from steelyard.gateway.closing import charge_for
-from steelyard.gateway.event_draft import Held, close_record, unserved_draft
+from steelyard.gateway.event_draft import Held, OpenedTerms, close_draft, read_terms, unserved_draft
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.upstreams.base import LoggedAttempt
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import ENGINE_TIME, NO_USAGE
-from steelyard.metering.usage_event import EndCause, OpenedRecord
+from steelyard.metering.usage_event import EndCause
 from steelyard.timestamp import read_timestamp
 
 log = structlog.get_logger()
@@ -30,7 +30,8 @@ class LeftAttempt(NamedTuple):
     """An attempt that was left open."""
 
     held: Held
-    opened: OpenedRecord
+    # An OpenedRecord as JSON.
+    opened: msgspec.Raw
 
 
 class Part(NamedTuple):
@@ -53,37 +54,40 @@ class CrashDrafts:
     def _draft(
         self, attempt: LeftAttempt, logged: LoggedAttempt | None, *, at: datetime
     ) -> EventDraft:
+        held, opened = attempt
+        terms = read_terms(opened)
         if logged is not None:
             try:
-                return self._logged_draft(attempt, logged, at=at)
+                return self._logged_draft(attempt, terms, logged, at=at)
             except (SteelyardError, msgspec.ValidationError) as error:
-                log.error("upstream_log.unusable", event_id=attempt.held.id, reason=str(error))
-        return unserved_draft(attempt.held, attempt.opened, end_cause="gateway_crashed", at=at)
+                log.error("upstream_log.unusable", event_id=held.id, reason=str(error))
+        return unserved_draft(held, opened, terms, end_cause="gateway_crashed", at=at)
 
     def _logged_draft(
-        self, attempt: LeftAttempt, logged: LoggedAttempt, *, at: datetime
+        self, attempt: LeftAttempt, terms: OpenedTerms, logged: LoggedAttempt, *, at: datetime
     ) -> EventDraft:
         held, opened = attempt
         produced = read_upstream_usage(logged.usage) or NO_USAGE
         # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
-        delivered = produced if opened.is_streamed and produced.has_output else NO_USAGE
+        delivered = produced if terms.is_streamed and produced.has_output else NO_USAGE
         meter = AnswerMeter(reported=produced, delivered=delivered, raw_usage=logged.usage)
         pinned = self.prices.pinned(
-            opened.price_version,
-            model=opened.model_served,
-            at=read_timestamp(opened.admitted_at),
-            is_batch=opened.batch_id is not None,
+            terms.price_version,
+            model=terms.model_served,
+            at=read_timestamp(terms.admitted_at),
+            is_batch=terms.batch_id is not None,
         )
-        charged = charged_usage(CAUSE, meter, policy=opened.disconnect_policy)
+        charged = charged_usage(CAUSE, meter, policy=terms.disconnect_policy)
         usage, charge = charge_for(charged, pinned)
         if held.lease_id is not None:
             # Of tokens no more was made than was held for: it has grown since it was opened, and
             # its lease has what it grew by. Time may have taken more than any hold.
             for_tokens = sum(line.picos for line in charge.lines if line.meter not in ENGINE_TIME)
             held = held._replace(picos=max(held.picos, for_tokens))
-        record = close_record(
-            opened,
+        return close_draft(
             held,
+            opened,
+            terms,
             meter=meter,
             usage=usage,
             amount=charge.total,
@@ -92,4 +96,3 @@ class CrashDrafts:
             output_digest=None,
             at=at,
         )
-        return EventDraft(held.id, record)

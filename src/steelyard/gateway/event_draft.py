@@ -12,15 +12,15 @@ from steelyard.metering.usage import NO_USAGE, Usage
 from steelyard.metering.usage_event import (
     NO_UPSTREAM_USAGE,
     CountSource,
+    DisconnectPolicy,
     EndCause,
     OpenedRecord,
-    UsageRecord,
+    RecordEnding,
+    join_record,
     write_meters,
 )
 from steelyard.money import Currency, Money, write_decimal
 from steelyard.timestamp import write_timestamp
-
-_opened_decoder = msgspec.json.Decoder(OpenedRecord)
 
 
 class Held(NamedTuple):
@@ -51,36 +51,56 @@ def opened_attempt(hold: Hold, *, bound_input: int, bound_output: int) -> Opened
     )
 
 
-def read_opened(opened: str | msgspec.Raw) -> OpenedRecord:
-    """What was known of an attempt when it was admitted."""
-    return _opened_decoder.decode(opened)
+class OpenedTerms(msgspec.Struct, frozen=True, gc=False):
+    """The part of an OpenedRecord that the closing of its attempt depends on."""
+
+    organisation_id: str
+    payer_id: str
+    is_streamed: bool
+    model_served: str
+    upstream: str
+    admitted_at: str
+    price_version: str
+    currency: str
+    disconnect_policy: DisconnectPolicy = "delivered"
+    batch_id: str | None = None
+
+
+_terms_decoder = msgspec.json.Decoder(OpenedTerms)
+
+
+def read_terms(opened: str | bytes | msgspec.Raw) -> OpenedTerms:
+    """What an OpenedRecord says of how its attempt is to be closed."""
+    return _terms_decoder.decode(opened)
 
 
 def unserved_draft(
     held: Held,
-    opened: OpenedRecord,
+    opened: bytes | msgspec.Raw,
+    terms: OpenedTerms,
     *,
     end_cause: Literal["gateway_stopped", "gateway_crashed"],
     at: datetime,
 ) -> EventDraft:
     """The event of an attempt that was held for and then never answered: nothing is charged."""
-    record = close_record(
-        opened,
+    return close_draft(
         held,
+        opened,
+        terms,
         meter=None,
         usage=NO_USAGE,
-        amount=Money(0, Currency(opened.currency)),
+        amount=Money(0, Currency(terms.currency)),
         end_cause=end_cause,
         count_source="none",
         output_digest=None,
         at=at,
     )
-    return EventDraft(held.id, record)
 
 
-def close_record(
-    opened: OpenedRecord,
+def close_draft(
     held: Held,
+    opened: bytes | msgspec.Raw,
+    terms: OpenedTerms | OpenedRecord,
     *,
     meter: AnswerMeter | None,
     usage: Usage,
@@ -90,11 +110,11 @@ def close_record(
     output_digest: str | None,
     at: datetime,
     saved: Money | None = None,
-) -> UsageRecord:
-    """What was opened, with how it ended."""
+) -> EventDraft:
+    """What was opened, as the JSON that was written of it, with how it ended."""
     first_token_at = meter.first_token_at if meter else None
-    return UsageRecord(
-        **msgspec.structs.asdict(opened),
+    ended_at, charged = write_timestamp(at), write_decimal(amount.picos)
+    ending = RecordEnding(
         hold_id=held.id,
         held=write_decimal(held.picos),
         meters=write_meters(usage),
@@ -104,9 +124,17 @@ def close_record(
         count_source=count_source if usage.counts else "none",
         end_cause=end_cause,
         first_token_at=write_timestamp(first_token_at) if first_token_at else None,
-        ended_at=write_timestamp(at),
-        amount=write_decimal(amount.picos),
+        ended_at=ended_at,
+        amount=charged,
         output_digest=output_digest,
         lease_id=held.lease_id,
         saved=write_decimal(saved.picos) if saved is not None else None,
+    )
+    return EventDraft(
+        held.id,
+        terms.payer_id,
+        terms.organisation_id,
+        ended_at,
+        charged,
+        join_record(bytes(opened), ending),
     )

@@ -20,7 +20,7 @@ from steelyard.billing.lease_sizing import LeaseSize
 from steelyard.clock import Clock
 from steelyard.eventlog.attempt_records import EventDraft, PendingEvent
 from steelyard.eventlog.outbox import Outbox
-from steelyard.gateway.event_draft import held_by, read_opened, unserved_draft
+from steelyard.gateway.event_draft import held_by, read_terms, unserved_draft
 from steelyard.gateway.lease_keeper import LeaseKeeper
 from steelyard.gateway.lease_wallet import LeaseWallet
 from steelyard.gateway.run_lease import RunLease
@@ -144,10 +144,11 @@ class Holding:
     def _abandon(self, hold: Hold, placed: "Future[Hold]") -> None:
         if placed.exception() is None:
             at = self.clock.now()
-            opened = read_opened(hold.opened)
-            self.outbox.append(
-                unserved_draft(held_by(hold), opened, end_cause="gateway_stopped", at=at)
+            opened = hold.opened.encode()
+            draft = unserved_draft(
+                held_by(hold), opened, read_terms(opened), end_cause="gateway_stopped", at=at
             )
+            self.outbox.append(draft)
 
     async def _recall(self, owner_id: str) -> None:
         """Ask for every lease of the owner back, ours at once, and wait a moment for the others."""

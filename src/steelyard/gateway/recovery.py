@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
+from typing import NamedTuple
 
 import anyio
 import anyio.to_thread
@@ -23,14 +24,10 @@ from steelyard.eventlog.attempt_records import OpenedAttempt, PendingEvent
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.crash_drafts import CrashDrafts, LeftAttempt, Part
-from steelyard.gateway.event_draft import (
-    Held,
-    opened_attempt,
-    read_opened,
-)
+from steelyard.gateway.event_draft import Held, opened_attempt
 from steelyard.gateway.lease_recovery import LeaseRecovery
 from steelyard.gateway.prices import PriceDirectory
-from steelyard.gateway.recovery_process import DraftingProcess
+from steelyard.gateway.recovery_process import DraftingHere, DraftingProcess
 from steelyard.gateway.upstreams.base import (
     LoggedAttempt,
     Upstream,
@@ -45,6 +42,20 @@ PARTS_READ_AHEAD = 1
 LOOK_AGAIN_S = 0.5
 # From so many on, a process of its own drafts their events.
 PROCESS_FROM = 20_000
+
+
+class _Upstream(msgspec.Struct, gc=False):
+    upstream: str
+
+
+class _Found(NamedTuple):
+    """An attempt that was left open, and whom to ask about it."""
+
+    attempt: LeftAttempt
+    upstream: str
+
+
+_upstream_decoder = msgspec.json.Decoder(_Upstream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,28 +123,28 @@ class Recovery:
 
     async def _close_all(self, left: LeftOpen, last_events: dict[str, str]) -> int:
         """Draft and write everything; returns how many there were."""
-        drafts = await anyio.to_thread.run_sync(self._begin_drafting, left.count)
+        drafting = await anyio.to_thread.run_sync(self._begin_drafting, left.count)
         try:
-            return await self._close_with(drafts, left.attempts, last_events)
+            return await self._close_with(drafting, left.attempts, last_events)
         finally:
-            if isinstance(drafts, DraftingProcess):
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(drafts.close)
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(drafting.close)
 
     async def _close_with(
         self,
-        drafts: CrashDrafts | DraftingProcess,
+        drafting: DraftingHere | DraftingProcess,
         left: Iterator[OpenedAttempt],
         last_events: dict[str, str],
     ) -> int:
-        """One part is written while the upstreams are asked about the next."""
+        """One part is written while the next is drafted, and the upstreams are asked about the one
+        after that."""
         count = 0
         send, receive = anyio.create_memory_object_stream[Part](PARTS_READ_AHEAD)
         async with anyio.create_task_group() as tasks, receive:
-            tasks.start_soon(self._ask_about, left, send)
+            tasks.start_soon(self._ask_about, left, drafting, send)
             before: Sequence[PendingEvent] = ()
             async for part in receive:
-                pending = await anyio.to_thread.run_sync(self._write, part, drafts)
+                pending = await anyio.to_thread.run_sync(self._write_next, drafting)
                 last_events.update(
                     (held.lease_id, held.id) for held, _ in part.attempts if held.lease_id
                 )
@@ -144,7 +155,10 @@ class Recovery:
         return count
 
     async def _ask_about(
-        self, left: Iterator[OpenedAttempt], send: MemoryObjectSendStream[Part]
+        self,
+        left: Iterator[OpenedAttempt],
+        drafting: DraftingHere | DraftingProcess,
+        send: MemoryObjectSendStream[Part],
     ) -> None:
         gives_up_at: dict[str, float] = {}
         async with send:
@@ -155,7 +169,9 @@ class Recovery:
                     logged |= await self._logged(
                         upstream_name, ids, gives_up_at=gives_up_at[upstream_name]
                     )
-                await send.send(Part(attempts, logged))
+                part = Part([one.attempt for one in attempts], logged)
+                await anyio.to_thread.run_sync(self._hand_over, part, drafting)
+                await send.send(part)
 
     async def _logged(
         self, upstream_name: str, ids: Sequence[str], *, gives_up_at: float
@@ -179,14 +195,17 @@ class Recovery:
             await anyio.sleep(LOOK_AGAIN_S)
         return known
 
-    def _begin_drafting(self, count: int) -> CrashDrafts | DraftingProcess:
+    def _begin_drafting(self, count: int) -> DraftingHere | DraftingProcess:
         here = CrashDrafts(self.prices)
-        return here if count < PROCESS_FROM else DraftingProcess(here)
+        return DraftingHere(here) if count < PROCESS_FROM else DraftingProcess(here)
 
-    def _write(self, part: Part, drafts: CrashDrafts | DraftingProcess) -> Sequence[PendingEvent]:
+    def _hand_over(self, part: Part, drafting: DraftingHere | DraftingProcess) -> None:
         with collection_paused():
-            drafted = drafts.draft_part(part, at=self.clock.now())
-            return [self.outbox.append(draft) for draft in drafted]
+            drafting.hand_over(part, at=self.clock.now())
+
+    def _write_next(self, drafting: DraftingHere | DraftingProcess) -> Sequence[PendingEvent]:
+        with collection_paused():
+            return self.outbox.append_all(drafting.take())
 
 
 def _as_grown(attempt: OpenedAttempt, placed: Mapping[str, int]) -> OpenedAttempt:
@@ -202,17 +221,20 @@ def _wait_for(pending: Sequence[PendingEvent]) -> None:
         event.done.result()
 
 
-def _read_some(left: Iterator[OpenedAttempt]) -> list[LeftAttempt]:
+def _read_some(left: Iterator[OpenedAttempt]) -> list[_Found]:
     with collection_paused():
         return [
-            LeftAttempt(Held(one.id, one.held, one.lease_id), read_opened(one.opened))
+            _Found(
+                LeftAttempt(Held(one.id, one.held, one.lease_id), one.opened),
+                _upstream_decoder.decode(one.opened).upstream,
+            )
             for one in islice(left, ATTEMPTS_AT_ONCE)
         ]
 
 
-def _by_upstream(attempts: Sequence[LeftAttempt]) -> Mapping[str, list[str]]:
+def _by_upstream(found: Sequence[_Found]) -> Mapping[str, list[str]]:
     """The ids that each upstream can be asked about at once."""
     grouped: dict[str, list[str]] = defaultdict(list)
-    for attempt in attempts:
-        grouped[attempt.opened.upstream].append(attempt.held.id)
+    for attempt, upstream in found:
+        grouped[upstream].append(attempt.held.id)
     return grouped

@@ -6,6 +6,7 @@ It has no books, no outbox and no network. It ends when the gateway does.
 import gc
 import multiprocessing
 import signal
+from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from multiprocessing.connection import Connection
@@ -22,7 +23,7 @@ from steelyard.gateway.event_draft import Held
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstreams.base import LoggedAttempt
-from steelyard.metering.usage_event import NO_UPSTREAM_USAGE, CountSource, OpenedRecord, UsageRecord
+from steelyard.metering.usage_event import NO_UPSTREAM_USAGE, CountSource
 from steelyard.pricing.price_book import PriceVersion, canonical_document, read_canonical
 
 log = structlog.get_logger()
@@ -34,7 +35,7 @@ class _Left(msgspec.Struct, array_like=True, gc=False):
     id: str
     picos: int
     lease_id: str | None
-    opened: OpenedRecord
+    opened: msgspec.Raw
     usage: msgspec.Raw
     count_source: CountSource | None
 
@@ -48,15 +49,20 @@ class _Letter(msgspec.Struct, array_like=True):
 
 _encoder = msgspec.json.Encoder()
 _letter_decoder = msgspec.json.Decoder(_Letter)
-_records_decoder = msgspec.json.Decoder(list[UsageRecord])
+_drafts_decoder = msgspec.json.Decoder(list[EventDraft])
 
 
 class DraftingProcess:
-    """One process at work on one part at a time. If it dies, what is left is drafted here."""
+    """One process at work on the parts that were handed over, in their order. If it dies, what is
+    left is drafted here.
+
+    Handing over and taking are each for one thread: while one part is taken, the next is on its way.
+    """
 
     def __init__(self, here: CrashDrafts) -> None:
         self._here = here
         self._is_dead = False
+        self._handed: deque[tuple[Part, datetime]] = deque()
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         documents = {one.sha256: canonical_document(one.book) for one in here.prices.snapshot.copy}
@@ -66,22 +72,52 @@ class DraftingProcess:
         self._process.start()
         theirs.close()
 
-    def draft_part(self, part: Part, *, at: datetime) -> Sequence[EventDraft]:
-        """Wait for the drafts of a part."""
-        if self._is_dead:
-            return self._here.draft_part(part, at=at)
-        try:
-            self._connection.send_bytes(_write_letter(part, at=at))
-            answer = self._connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            log.warning("recovery.drafting_process_died", reason=repr(error))
-            self._is_dead = True
-            return self._here.draft_part(part, at=at)
-        return [EventDraft(record.hold_id, record) for record in _records_decoder.decode(answer)]
+    def hand_over(self, part: Part, *, at: datetime) -> None:
+        """Give it one part more; returns when the process reads it."""
+        self._handed.append((part, at))
+        if not self._is_dead:
+            try:
+                self._connection.send_bytes(_write_letter(part, at=at))
+            except OSError as error:
+                self._note_death(error)
+
+    def take(self) -> Sequence[EventDraft]:
+        """Wait for the drafts of the part that was handed over first."""
+        part, at = self._handed.popleft()
+        if not self._is_dead:
+            try:
+                return _drafts_decoder.decode(self._connection.recv_bytes())
+            except (EOFError, OSError) as error:
+                self._note_death(error)
+        return self._here.draft_part(part, at=at)
 
     def close(self) -> None:
         self._connection.close()
         self._process.join(timeout=10)
+
+    def _note_death(self, error: Exception) -> None:
+        if not self._is_dead:
+            log.warning("recovery.drafting_process_died", reason=repr(error))
+        self._is_dead = True
+
+
+class DraftingHere:
+    """Drafts the parts that were handed over in this process."""
+
+    def __init__(self, drafts: CrashDrafts) -> None:
+        self._drafts = drafts
+        self._handed: deque[tuple[Part, datetime]] = deque()
+
+    def hand_over(self, part: Part, *, at: datetime) -> None:
+        self._handed.append((part, at))
+
+    def take(self) -> Sequence[EventDraft]:
+        """The drafts of the part that was handed over first."""
+        part, at = self._handed.popleft()
+        return self._drafts.draft_part(part, at=at)
+
+    def close(self) -> None:
+        pass
 
 
 def _write_letter(part: Part, *, at: datetime) -> bytes:
@@ -121,8 +157,8 @@ def _serve(connection: Connection, documents: Mapping[str, dict[str, Any]]) -> N
             part, at = _read_letter(connection.recv_bytes())
         except EOFError:
             return
-        records = [draft.record for draft in drafts.draft_part(part, at=at)]
+        drafted = drafts.draft_part(part, at=at)
         try:
-            connection.send_bytes(_encoder.encode(records))
+            connection.send_bytes(_encoder.encode(drafted))
         except BrokenPipeError:
             return

@@ -1,7 +1,6 @@
 """Usage: whole counts per meter. Meters are disjoint, so a sum over them counts nothing twice."""
 
-from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -110,16 +109,25 @@ _OUTPUT_TOKENS: Final = frozenset(OUTPUT_TOKENS)
 TOKEN_METERS: Final = frozenset((*INPUT_TOKENS, *OUTPUT_TOKENS))
 
 
+# What has no price where the price book does not name it.
+_NOBODYS: Final = frozenset((SEARCH, ITEM, CACHE_HIT, *ENGINE_TIME))
+_WHOLE: Final = frozenset((int,))
+# For each of some meters the one that it is charged as; None: it is not charged.
+Fold = tuple[str | None, ...]
+FOLDS_REMEMBERED_MAX: Final = 1_000
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Counts per meter; a meter with a count of zero is left out, so equal usage is equal."""
 
     counts: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        for meter, count in self.counts.items():
-            assert meter in METERS, f"unknown meter {meter!r}"
-            assert type(count) is int, f"{meter}: counts are whole, got {count!r}"
-            assert count > 0, f"{meter}: a count is positive, got {count}"
+        counts = self.counts
+        if counts:
+            assert counts.keys() <= METERS.keys(), f"unknown meters among {sorted(counts)}"
+            assert set(map(type, counts.values())) == _WHOLE, f"counts are whole, got {counts}"
+            assert min(counts.values()) > 0, f"counts are positive, got {counts}"
 
     def count(self, meter: str) -> int:
         return self.counts.get(meter, 0)
@@ -133,31 +141,30 @@ class Usage(msgspec.Struct, frozen=True):
         """The part of it that was read, without what was written."""
         return Usage({m: count for m, count in self.counts.items() if m in INPUT_TOKENS})
 
-    def folded(self, named: Container[str]) -> "Usage":
+    def folded(
+        self, named: Container[str], *, known: "dict[tuple[str, ...], Fold] | None" = None
+    ) -> "Usage":
         """The same usage in named meters only: tokens of a meter that is not named are text.
 
         A search, an item, a hit of the answer cache or engine time that is not named has no price,
         and is the operator's own affair. So are the tokens of work that is counted in items or in
         units of choice, where text is not named. Of the units of choice, those that are named were
-        chosen.
+        chosen. What becomes of which meters is remembered in `known`, if it is given, for the same
+        named meters.
         """
-        if all(meter in named for meter in self.counts):
+        meters = tuple(self.counts)
+        fold = known.get(meters) if known is not None else None
+        if fold is None:
+            fold = _find_fold(meters, named)
+            if known is not None and len(known) < FOLDS_REMEMBERED_MAX:
+                known[meters] = fold
+        if fold == meters:
             return self
-        counts: Counter[str] = Counter()
-        has_units = ITEM in self.counts or not UNITS_OF_CHOICE.isdisjoint(self.counts)
-        is_priced_otherwise = has_units and INPUT_TEXT not in named
-        for meter, count in self.counts.items():
-            if meter in named:
-                counts[meter] += count
-            elif meter in UNITS_OF_CHOICE:
-                continue
-            elif meter in INPUT_TOKENS:
-                counts[INPUT_TEXT] += 0 if is_priced_otherwise else count
-            elif meter in OUTPUT_TOKENS:
-                counts[OUTPUT_TEXT] += count
-            elif meter not in {SEARCH, ITEM, CACHE_HIT, *ENGINE_TIME}:
-                counts[meter] += count
-        return Usage({meter: count for meter, count in counts.items() if count})
+        counts: dict[str, int] = {}
+        for count, meter in zip(self.counts.values(), fold, strict=True):
+            if meter is not None:
+                counts[meter] = counts.get(meter, 0) + count
+        return Usage(counts)
 
     @property
     def has_output(self) -> bool:
@@ -176,6 +183,22 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 NO_USAGE: Final = Usage({})
+
+
+def _find_fold(meters: Collection[str], named: Container[str]) -> Fold:
+    has_units = ITEM in meters or not UNITS_OF_CHOICE.isdisjoint(meters)
+    is_priced_otherwise = has_units and INPUT_TEXT not in named
+    fold: list[str | None] = []
+    for meter in meters:
+        if meter in named:
+            fold.append(meter)
+        elif meter in UNITS_OF_CHOICE or meter in _NOBODYS:
+            fold.append(None)
+        elif meter in _INPUT_TOKENS:
+            fold.append(None if is_priced_otherwise else INPUT_TEXT)
+        else:
+            fold.append(OUTPUT_TEXT if meter in _OUTPUT_TOKENS else meter)
+    return tuple(fold)
 
 
 def tokens_within(counts: Mapping[str, int]) -> int:

@@ -82,6 +82,23 @@ class UsageRecord(OpenedRecord, frozen=True, kw_only=True):
     saved: str | None = None
 
 
+class RecordEnding(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What a UsageRecord tells beyond its opening, field by field."""
+
+    hold_id: str
+    held: str
+    meters: dict[str, str]
+    upstream_usage: msgspec.Raw
+    count_source: CountSource
+    end_cause: EndCause
+    first_token_at: str | None
+    ended_at: str
+    amount: str
+    output_digest: str | None
+    lease_id: str | None = None
+    saved: str | None = None
+
+
 class EventCharge(msgspec.Struct, frozen=True):
     """What an event says that it costs, and for what."""
 
@@ -109,6 +126,11 @@ NO_UPSTREAM_USAGE: Final = msgspec.Raw(b"null")
 
 _decoder = msgspec.json.Decoder(UsageEvent)
 _encoder = msgspec.json.Encoder()
+
+
+def join_record(opened: bytes, ending: RecordEnding) -> msgspec.Raw:
+    """A UsageRecord as JSON: the bytes of an OpenedRecord go on as they are, and then its ending."""
+    return msgspec.Raw(b"%b,%b" % (opened[:-1], _encoder.encode(ending)[1:]))
 
 
 def encode_event(event: UsageEvent) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 import rfc8785
 
 from steelyard.errors import Refusal
+from steelyard.metering.usage import Fold
 from steelyard.money import Currency, read_decimal, write_decimal
 from steelyard.pricing.formula import Formula, read_formula
 from steelyard.pricing.price import Price, Tier, Window
@@ -18,6 +19,9 @@ from steelyard.timestamp import read_timestamp, write_timestamp
 
 SCHEMA: Final = "steelyard.price-book/v1"
 BATCH_FIELDS: Final = ("prices", "minimum", "adjusted_percent")
+RATES_REMEMBERED_MAX: Final = 1_000
+# Meters with what a unit of each costs, in picos.
+FlatRates = tuple[tuple[str, int], ...]
 PATTERN_SIGNS: Final = frozenset("*?[")
 # What `canonical_document` writes: plain JSON values, amounts as decimal strings.
 CanonicalDocument = Mapping[str, Any]
@@ -61,6 +65,17 @@ class ModelPrices:
         default_factory=dict[str, str | None], init=False, compare=False, repr=False
     )
 
+    # What usage is charged as, by its meters; kept by whoever folds it.
+    folds: dict[tuple[str, ...], Fold] = field(
+        default_factory=dict[tuple[str, ...], Fold], init=False, compare=False, repr=False
+    )
+    # What `flat_rates` has said before.
+    _flat_rates: dict[tuple[str, ...], "FlatRates | None"] = field(
+        default_factory=dict[tuple[str, ...], "FlatRates | None"],
+        init=False,
+        compare=False,
+        repr=False,
+    )
     # What `dearest_of` has found before.
     _families: "dict[str, _FamilyPrices]" = field(
         default_factory=lambda: dict[str, _FamilyPrices](), init=False, compare=False, repr=False
@@ -81,6 +96,29 @@ class ModelPrices:
         if rate is not None or bearer is None:
             return rate
         return max(price.highest_picos_per_unit(size_max=size_max) for price in prices)
+
+    def flat_rates(self, meters: tuple[str, ...]) -> "FlatRates | None":
+        """Picos per unit of each of these meters, in the order of their names; None where more than
+        that decides what they cost: a size, a formula, a minimum, or that something is not priced.
+        """
+        try:
+            return self._flat_rates[meters]
+        except KeyError:
+            found = self._find_flat_rates(meters)
+            if len(self._flat_rates) < RATES_REMEMBERED_MAX:
+                self._flat_rates[meters] = found
+            return found
+
+    def _find_flat_rates(self, meters: tuple[str, ...]) -> "FlatRates | None":
+        if self.equivalent_tokens or self.minimum is not None:
+            return None
+        rates: list[tuple[str, int]] = []
+        for meter in sorted(meters):
+            bearer = self.bearer_of(meter)
+            if bearer is None or self.meters[bearer].tiers:
+                return None
+            rates.append((meter, self.meters[bearer].picos_per_unit(size=0)))
+        return tuple(rates)
 
     def _find_family(self, family: str) -> "_FamilyPrices":
         bearer = self.bearer_of(family)

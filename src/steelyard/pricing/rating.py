@@ -1,12 +1,12 @@
 """Rating: usage times prices gives a charge. Exact, pure, and the same for ever."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
 from steelyard.metering.usage import ITEM, Usage
 from steelyard.money import Currency, Money
-from steelyard.pricing.price_book import ModelPrices, PriceNotFound
+from steelyard.pricing.price_book import FlatRates, ModelPrices, PriceNotFound
 
 # The line that lifts a cheap request to the least that a request costs. It counts nothing.
 MINIMUM = "minimum"
@@ -34,8 +34,12 @@ class Charge(msgspec.Struct, frozen=True):
 def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Charge:
     """Price every meter that was used, by the prices of a moment; an unpriced meter refuses, it is
     never free."""
-    if not usage.counts:
+    counts = usage.counts
+    if not counts:
         return Charge((), Money(0, currency))
+    flat_rates = prices.flat_rates(tuple(counts))
+    if flat_rates is not None:
+        return _charge_flat(counts, flat_rates, currency)
     lines: list[ChargeLine] = []
     borne: dict[str, int] = {}
     for meter, count in sorted(usage.counts.items()):
@@ -54,6 +58,16 @@ def rate_usage(usage: Usage, *, prices: ModelPrices, currency: Currency) -> Char
         lines.append(ChargeLine(MINIMUM, 1, prices.minimum - picos))
         picos = prices.minimum
     return Charge(tuple(lines), Money(picos, currency))
+
+
+def _charge_flat(counts: Mapping[str, int], rates: FlatRates, currency: Currency) -> Charge:
+    lines: list[ChargeLine] = []
+    total = 0
+    for meter, picos in rates:
+        count = counts[meter]
+        total += count * picos
+        lines.append(ChargeLine(meter, count, picos))
+    return Charge(tuple(lines), Money(total, currency))
 
 
 def _line(meter: str, count: int, bearer: str, *, usage: Usage, prices: ModelPrices) -> ChargeLine:
