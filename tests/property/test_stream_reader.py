@@ -15,6 +15,8 @@ PIECES = st.sampled_from(
         b"data:x",
         b"data",
         b"data: ",
+        b"data: {}\n\n",
+        b"data: \n\n",
         b"data:  two spaces",
         "data: Grüße 你好 🙂".encode(),
         b": comment",

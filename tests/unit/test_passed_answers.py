@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from steelyard.gateway.event_stream import payload_of
 from steelyard.gateway.upstreams.base import UpstreamFailed
 from steelyard.gateway.workloads.answer import Answer
 from steelyard.gateway.workloads.messages_answer import MessagesAnswer
@@ -85,3 +86,45 @@ def test_an_answer_of_another_shape_is_read_or_is_the_failure_of_its_upstream(
 
     with suppress(UpstreamFailed, UpstreamUsageMalformed):
         make().read_whole(body, AnswerMeter())
+
+
+TEXTS = st.sampled_from(["usage", 'a,"usage":null}', '","usage": null}', "a\nb", "", ", ", "}"])
+USAGES = st.sampled_from([None, {"prompt_tokens": 1}, {"prompt_tokens": 1, "completion_tokens": 2}])
+
+
+@st.composite
+def chunks(draw: st.DrawFn) -> bytes:
+    """An event as any server may write it: its fields in any order, with any white space."""
+    choice = {"index": 0, "delta": {"content": draw(TEXTS)}, "finish_reason": None}
+    fields: dict[str, Any] = {"choices": [choice] * draw(st.integers(0, 2))}
+    fields |= draw(st.dictionaries(st.sampled_from(["id", "model", "x"]), TEXTS | JSON))
+    if draw(st.booleans()):
+        fields["nested"] = {"usage": draw(USAGES)}
+    if draw(st.booleans()):
+        fields["usage"] = draw(USAGES)
+    names = draw(st.permutations(sorted(fields)))
+    indent = draw(st.sampled_from([None, 1]))
+    separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : ")]))
+    written = json.dumps(
+        {name: fields[name] for name in names}, indent=indent, separators=separators
+    )
+    if draw(st.booleans()):
+        written = written.replace('"usage"', '"us\\u0061ge"', 1)
+    return written.encode()
+
+
+@given(payload=chunks())
+def test_a_chunk_passes_through_as_it_is_but_for_its_usage(payload: bytes) -> None:
+    expected = json.loads(payload)
+    is_reported = expected.pop("usage", None) is not None
+    meter = AnswerMeter()
+
+    events = OpenAIAnswer().read_event(payload, meter)
+
+    assert (meter.reported is not None) is is_reported
+    if is_reported and not expected["choices"]:
+        assert list(events) == []
+    else:
+        (event,) = events
+        assert event.count(b"\n") == 2
+        assert json.loads(payload_of(event)) == expected

@@ -7,6 +7,7 @@ when the stream ends, and one without data is nothing.
 from typing import Final
 
 EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
+DATA: Final = b"data: "
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
@@ -36,6 +37,11 @@ class EventStreamReader:
         if b"\n" not in received:
             self._keep(received)
             return []
+        if received.endswith(b"\n\n") and not self._size and not self._data:
+            plain = _plain_events(received)
+            if plain is not None:
+                self._has_read_a_line = True
+                return plain
         first, *lines = received.split(b"\n")
         self._line.append(first)
         lines.insert(0, b"".join(self._line))
@@ -73,16 +79,28 @@ class EventStreamReader:
                 payloads.append(payload)
 
 
+def _plain_events(received: bytes) -> list[bytes] | None:
+    """The payloads of whole events that have a line of data each and nothing else, as most that
+    come have; None if there is another kind among them."""
+    if not received.startswith(DATA):
+        return None
+    payloads = received[len(DATA) : -2].split(b"\n\n" + DATA)
+    # Each has the two line ends behind it, and there are no others.
+    if received.count(b"\n") != 2 * len(payloads) or b"" in payloads:
+        return None
+    return payloads
+
+
 def write_event(payload: bytes) -> bytes:
-    """One event with one line of data."""
-    return b"data: " + payload + b"\n\n"
+    """One event; its JSON, which may have come in several lines, is one line of data."""
+    return DATA + payload.replace(b"\n", b" ") + b"\n\n"
 
 
 def write_named_event(name: str, payload: bytes) -> bytes:
-    """One event with a name and one line of data."""
-    return b"event: " + name.encode() + b"\ndata: " + payload + b"\n\n"
+    """One event with a name; its JSON, which may have come in several lines, is one line of data."""
+    return b"event: " + name.encode() + b"\n" + write_event(payload)
 
 
 def payload_of(event: bytes) -> bytes:
     """The data of an event that was written here."""
-    return event.partition(b"data: ")[2].removesuffix(b"\n\n")
+    return event.partition(DATA)[2].removesuffix(b"\n\n")

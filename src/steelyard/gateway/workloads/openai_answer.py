@@ -25,6 +25,19 @@ class _Choice(msgspec.Struct):
     finish_reason: str | None = None
 
 
+_NOTHING: Final = msgspec.Raw(b"null")
+
+
+class _Chunk(msgspec.Struct):
+    """What we look at in an event of a stream."""
+
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = _NOTHING
+    error: msgspec.Raw = _NOTHING
+
+
+_USAGE: Final = b'"usage"'
+_chunk_decoder = msgspec.json.Decoder(_Chunk)
 _choices_decoder = msgspec.json.Decoder(list[_Choice] | None)
 
 
@@ -35,6 +48,8 @@ class OpenAIAnswer:
         self._choice_count = choice_count
         self._ended: set[int] = set()
         self._document: dict[str, msgspec.Raw] = {}
+        # The last event of a stream that was read.
+        self._chunk = b""
         self._usage: msgspec.Raw | None = None
 
     def read_whole(self, body: bytes, meter: AnswerMeter) -> bytes:
@@ -44,7 +59,7 @@ class OpenAIAnswer:
             raise UpstreamFailed("the model's server sent an answer without choices")
         self._usage = self._document.get("usage")
         report_usage(self._usage, meter)
-        self._read_choices(self._document, meter)
+        self._see_ends(_read_choices(self._document.get("choices")), meter)
         meter.is_complete = True
         return bytes(self._document["choices"])
 
@@ -57,18 +72,19 @@ class OpenAIAnswer:
         if payload == DONE:
             meter.is_complete = True
             return ()
-        chunk = read_document(payload)
-        refuse_error(chunk)
-        usage = chunk.pop("usage", None)
-        is_reported = report_usage(usage, meter)
+        chunk = _read_chunk(payload)
+        if bytes(chunk.error) != b"null":
+            raise UpstreamFailed("the model's server broke off in the middle of the answer")
+        self._chunk = payload
+        is_reported = report_usage(None if chunk.usage is _NOTHING else chunk.usage, meter)
         if is_reported:
-            self._usage = usage
-        has_choices = self._read_choices(chunk, meter)
-        self._document = chunk
-        if is_reported and not has_choices:
+            self._usage = chunk.usage
+        if chunk.choices:
+            self._see_ends(chunk.choices, meter)
+        elif is_reported:
             # The usage chunk: it leaves with the price on it, once the event is durable.
             return ()
-        return (write_event(msgspec.json.encode(chunk)),)
+        return (write_event(_without_usage(payload, chunk.usage)),)
 
     def end_of_stream(self, meter: AnswerMeter) -> None:
         # Some servers close the connection where they should say [DONE].
@@ -78,23 +94,50 @@ class OpenAIAnswer:
     def write_end(self, priced: PricedUsage, *, wants_usage: bool) -> Sequence[bytes]:
         if not wants_usage:
             return (write_event(DONE),)
-        chunk: dict[str, Any] = {
-            name: self._document[name] for name in _ENVELOPE if name in self._document
-        }
+        last = read_document(self._chunk) if self._chunk else self._document
+        chunk: dict[str, Any] = {name: last[name] for name in _ENVELOPE if name in last}
         chunk |= {"choices": [], "usage": openai_usage(self._usage, priced)}
         return write_event(msgspec.json.encode(chunk)), write_event(DONE)
 
-    def _read_choices(self, chunk: dict[str, msgspec.Raw], meter: AnswerMeter) -> bool:
-        """Whether there are choices; the meter learns why they ended."""
-        raw = chunk.get("choices")
-        try:
-            choices = _choices_decoder.decode(raw) if raw is not None else None
-        except msgspec.ValidationError as error:
-            raise UpstreamFailed("the model's server sent choices that we cannot read") from error
-        for choice in choices or ():
+    def _see_ends(self, choices: Sequence[_Choice], meter: AnswerMeter) -> None:
+        """Tell the meter why choices have ended."""
+        for choice in choices:
             if choice.finish_reason is not None:
                 self._ended.add(choice.index)
                 # Of several choices, one that was cut short says more than those that were not.
                 if meter.finish_reason != "length":
                     meter.finish_reason = choice.finish_reason
-        return bool(choices)
+
+
+def _read_chunk(payload: bytes) -> _Chunk:
+    try:
+        return _chunk_decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise UpstreamFailed("the model's server sent choices that we cannot read") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UpstreamFailed("the model's server sent something that is not JSON") from error
+
+
+def _read_choices(raw: msgspec.Raw | None) -> Sequence[_Choice]:
+    try:
+        return (_choices_decoder.decode(raw) if raw is not None else None) or ()
+    except msgspec.ValidationError as error:
+        raise UpstreamFailed("the model's server sent choices that we cannot read") from error
+
+
+def _without_usage(payload: bytes, usage: msgspec.Raw) -> bytes:
+    """An event without its usage, which is told at the end, with its price."""
+    if usage is _NOTHING:
+        return payload
+    # In most it is the last field, and is cut off. What stands behind a name and ends the document
+    # is a field of the document, and it is the only one of that name.
+    before, _, after = payload.rpartition(_USAGE)
+    if (
+        after.removeprefix(b":").lstrip(b" ") == bytes(usage) + b"}"
+        and before.endswith((b",", b", "))
+        and _USAGE not in before
+    ):
+        return before.rstrip(b", ") + b"}"
+    document = read_document(payload)
+    document.pop("usage", None)
+    return msgspec.json.encode(document)
