@@ -117,3 +117,35 @@ def test_what_a_document_has_set_aside_cannot_be_spent_beside_it(
 
     assert greedy.refused == [402]
     assert [part.state for part in parts] == ["charged"] * (PARTS + 1)
+
+
+def test_an_old_document_is_deleted_with_its_parts_unless_it_runs(
+    world: World, tmp_path: Path
+) -> None:
+    world.organisation(dollars="1")
+    documents = _documents(world, tmp_path)
+    store, key_id = documents.store, world.keys["acme"].id
+    wanted = Wanted("scripted", "summary", "Say what is in it.", "Put together.", 20, 1)
+    hour = "2026-11-24T{:02}:00:00.000000Z"
+    now = world.clock.now()
+    assert (now.hour, documents.keep_s) == (12, 3600)
+    begun = {"old": hour.format(10), "failed": hour.format(10), "running": hour.format(10)}
+    for document_id, at in (begun | {"young": hour.format(12)}).items():
+        store.add(document_id, key_id=key_id, at=at, wanted=wanted, sources=["text"])
+        if document_id != "running":
+            store.end(document_id, "failed" if document_id == "failed" else "completed")
+
+    async def keep_until_pruned() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(documents.keep)
+            with anyio.fail_after(60):
+                while store.find("old") is not None:
+                    await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+
+    anyio.run(keep_until_pruned)
+
+    left = [name for name in (*begun, "young") if store.find(name) is not None]
+    assert left == ["running", "young"]
+    assert [name for name in (*begun, "young") if store.parts(name)] == left
+    assert world.events() == []
