@@ -27,10 +27,14 @@ from rich.text import Text
 
 REPOSITORY = Path(__file__).parents[1]
 PRICE_BOOK = REPOSITORY / "price_books" / "all_workloads.yaml"
-MODELS = "smollm2,toy-coder,minilm,ticket-classifier,text-moderation,whisper-tiny.en,toy-shapes"
+MODELS = (
+    "smollm2,toy-coder,minilm,ticket-classifier,shape-classifier,text-moderation,whisper-tiny.en,"
+    "toy-shapes"
+)
 # A voice is an extra of its own.
 VOICE = "piper-joe"
 MEETING = REPOSITORY / "examples" / "meeting.flac"
+PICTURE = REPOSITORY / "examples" / "disc.png"
 DOCUMENT = REPOSITORY / "docs" / "adr" / "0001-money-unit.md"
 CHAT = "smollm2-135m-instruct"
 DOLLARS = Decimal(1)
@@ -78,6 +82,14 @@ def classification(client: openai.OpenAI, http: httpx.Client) -> str:
     del client
     tickets = ["I was charged twice", "I cannot log in"]
     answer = http.post("/v1/classifications", json={"model": "ticket-classifier", "input": tickets})
+    return ", ".join(entry["label"] for entry in answer.raise_for_status().json()["data"])
+
+
+def pictures(client: openai.OpenAI, http: httpx.Client) -> str:
+    del client
+    url = f"data:image/png;base64,{base64.b64encode(PICTURE.read_bytes()).decode()}"
+    asked = [{"type": "image_url", "image_url": {"url": url}}]
+    answer = http.post("/v1/classifications", json={"model": "shape-classifier", "input": asked})
     return ", ".join(entry["label"] for entry in answer.raise_for_status().json()["data"])
 
 
@@ -162,6 +174,7 @@ WORKLOADS: dict[str, Use] = {
     "speech": speech,
     "image": image,
     "classification": classification,
+    "pictures": pictures,
     "moderation": moderation,
     "embedding": embedding,
     "rerank": rerank,

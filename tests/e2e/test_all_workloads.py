@@ -1,4 +1,4 @@
-"""Every workload on one bill. It prepares six models, which takes a minute or two: opt in with
+"""Every workload on one bill. It prepares nine models, which takes a minute or two: opt in with
 STEELYARD_TEST_ALL_WORKLOADS=1, or run `make example-all`."""
 
 import os

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
@@ -73,23 +72,15 @@ class CommitQueue(Generic[T]):
     def put(self, item: T) -> Commit[T]:
         """The commit that the item will be in."""
         with self._lock:
-            return self._put(item)
-
-    def put_all(self, items: Iterable[T]) -> list[Commit[T]]:
-        """The commits that the items will be in, one for each."""
-        with self._lock:
-            return [self._put(item) for item in items]
-
-    def _put(self, item: T) -> Commit[T]:
-        self._waiting_count += 1
-        commit = self._newest
-        if commit is None or len(commit.items) >= self._batch_max:
-            commit = self._newest = Commit()
-            commit.items.append(item)
-            self._commits.put(commit)
-        else:
-            commit.items.append(item)
-        return commit
+            self._waiting_count += 1
+            commit = self._newest
+            if commit is None or len(commit.items) >= self._batch_max:
+                commit = self._newest = Commit()
+                commit.items.append(item)
+                self._commits.put(commit)
+            else:
+                commit.items.append(item)
+            return commit
 
     def __len__(self) -> int:
         """How many items wait."""

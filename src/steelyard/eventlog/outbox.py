@@ -126,13 +126,6 @@ class Outbox:
         pending.commit = self._queue.put(pending)
         return pending
 
-    def append_all(self, drafts: Collection[EventDraft]) -> list[PendingEvent]:
-        """Queue many events, in their order."""
-        every = [PendingEvent(draft) for draft in drafts]
-        for pending, commit in zip(every, self._queue.put_all(every), strict=True):
-            pending.commit = commit
-        return every
-
     async def durable(
         self, pending: PendingEvent | PendingOpening, *, timeout_s: float | None = None
     ) -> None:

@@ -205,7 +205,7 @@ class Recovery:
 
     def _write_next(self, drafting: DraftingHere | DraftingProcess) -> Sequence[PendingEvent]:
         with collection_paused():
-            return self.outbox.append_all(drafting.take())
+            return [self.outbox.append(draft) for draft in drafting.take()]
 
 
 def _as_grown(attempt: OpenedAttempt, placed: Mapping[str, int]) -> OpenedAttempt:
