@@ -178,10 +178,9 @@ class VirtualCommitQueue(CommitQueue[T]):
         super().__init__(batch_max=batch_max)
         self._has_some = asyncio.Event()
 
-    def put(self, item: T) -> Commit[T]:
-        commit = super().put(item)
+    def _hand_over(self) -> None:
+        super()._hand_over()
         self._has_some.set()
-        return commit
 
     def close(self) -> None:
         super().close()

@@ -58,8 +58,11 @@ class Commit(Generic[T]):
 
 
 class CommitQueue(Generic[T]):
-    """Many threads put, one thread takes whatever has gathered. A lone item is taken at once; no
-    timer is involved."""
+    """Many threads put, one thread takes whatever has gathered; no timer is involved.
+
+    What an event loop puts is handed over when the loop has done all that was ready: the taker is
+    woken once for many, while the loop is about to wait, and not in the midst of its work.
+    """
 
     def __init__(self, *, batch_max: int) -> None:
         self._batch_max = batch_max
@@ -67,19 +70,28 @@ class CommitQueue(Generic[T]):
         # Commits that nobody has taken; None is the last one.
         self._commits: SimpleQueue[Commit[T] | None] = SimpleQueue()
         self._newest: Commit[T] | None = None
+        # Whether the newest is still to be handed over, by the event loop that began it.
+        self._is_gathering = False
         self._waiting_count = 0
 
     def put(self, item: T) -> Commit[T]:
         """The commit that the item will be in."""
+        loop = asyncio._get_running_loop()  # pyright: ignore[reportPrivateUsage]
         with self._lock:
             self._waiting_count += 1
             commit = self._newest
             if commit is None or len(commit.items) >= self._batch_max:
+                self._hand_over()
                 commit = self._newest = Commit()
                 commit.items.append(item)
-                self._commits.put(commit)
+                self._is_gathering = True
+                if loop is not None:
+                    loop.call_soon(self._gathered, commit)
             else:
                 commit.items.append(item)
+            if loop is None:
+                # Whoever is no event loop may wait for it at once.
+                self._hand_over()
             return commit
 
     def __len__(self) -> int:
@@ -88,7 +100,9 @@ class CommitQueue(Generic[T]):
 
     def close(self) -> None:
         """Let the taker finish what was put before, and then end."""
-        self._commits.put(None)
+        with self._lock:
+            self._hand_over()
+            self._commits.put(None)
 
     def take(self) -> Commit[T] | None:
         """Wait for at least one item; None says that the queue is closed and empty."""
@@ -103,6 +117,17 @@ class CommitQueue(Generic[T]):
             if commit is self._newest:
                 self._newest = None
         return commit
+
+    def _gathered(self, commit: Commit[T]) -> None:
+        with self._lock:
+            if commit is self._newest:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """With the lock."""
+        if self._newest is not None and self._is_gathering:
+            self._is_gathering = False
+            self._commits.put(self._newest)
 
 
 async def _wait(waiter: "asyncio.Future[None]", timeout_s: float | None) -> None:

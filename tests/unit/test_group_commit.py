@@ -1,0 +1,78 @@
+"""When what was put is handed over to the thread that writes."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from steelyard.eventlog.group_commit import Commit, CommitQueue
+
+
+def taken(queue: CommitQueue[int]) -> list[int]:
+    commit = queue.take()
+    assert commit is not None, "something was put"
+    items = commit.items
+    commit.finish()
+    return items
+
+
+def test_what_an_event_loop_puts_in_one_turn_is_one_commit_after_it() -> None:
+    queue = CommitQueue[int](batch_max=10)
+
+    async def put() -> list[Commit[int]]:
+        commits = [queue.put(number) for number in range(3)]
+        assert queue._commits.empty()  # pyright: ignore[reportPrivateUsage]
+        taking = asyncio.get_running_loop().run_in_executor(None, taken, queue)
+        await asyncio.gather(*(commit.durable() for commit in commits))
+        assert await taking == [0, 1, 2]
+        return commits
+
+    assert len(set(asyncio.run(put()))) == 1
+
+
+def test_what_a_thread_puts_is_handed_over_at_once() -> None:
+    queue = CommitQueue[int](batch_max=10)
+
+    queue.put(1)
+
+    assert taken(queue) == [1]
+
+
+def test_a_thread_that_waits_does_not_depend_on_the_event_loop() -> None:
+    queue = CommitQueue[int](batch_max=10)
+
+    def put_and_wait() -> list[int]:
+        queue.put(2)
+        return taken(queue)
+
+    async def put() -> list[int]:
+        queue.put(1)
+        with ThreadPoolExecutor(1) as threads:
+            # The loop does nothing meanwhile.
+            return threads.submit(put_and_wait).result(timeout=60)
+
+    assert asyncio.run(put()) == [1, 2]
+
+
+def test_a_full_commit_is_handed_over_before_the_next_begins() -> None:
+    queue = CommitQueue[int](batch_max=2)
+
+    async def put() -> list[int]:
+        for number in range(3):
+            queue.put(number)
+        return taken(queue)
+
+    assert asyncio.run(put()) == [0, 1]
+    assert taken(queue) == [2]
+
+
+def test_closing_hands_over_what_a_loop_has_put_that_ends() -> None:
+    queue = CommitQueue[int](batch_max=10)
+
+    async def put_and_close() -> None:
+        queue.put(1)
+        queue.close()
+        assert taken(queue) == [1]
+
+    asyncio.run(put_and_close())
+
+    assert queue.take() is None
+    assert len(queue) == 0
