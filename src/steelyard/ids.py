@@ -3,7 +3,6 @@
 import hashlib
 import re
 import secrets
-from uuid import UUID
 
 from uuid_utils import uuid7
 
@@ -27,7 +26,7 @@ def derived_id(name: str, *, after: str) -> str:
     """A UUIDv8 (RFC 9562) that always is the same for a name, in order beside the id `after`."""
     digest = hashlib.sha256(f"{after}/{name}".encode()).hexdigest()
     moment = after.replace("-", "")[:12]
-    return str(UUID(hex=f"{moment}8{digest[:3]}a{digest[3:18]}"))
+    return f"{moment[:8]}-{moment[8:]}-8{digest[:3]}-a{digest[3:6]}-{digest[6:18]}"
 
 
 def new_secret() -> str:

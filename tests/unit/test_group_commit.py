@@ -76,3 +76,19 @@ def test_closing_hands_over_what_a_loop_has_put_that_ends() -> None:
 
     assert queue.take() is None
     assert len(queue) == 0
+
+
+def test_what_gathers_is_handed_over_when_there_is_enough_or_after_a_while() -> None:
+    queue = CommitQueue[int](batch_max=10, gather_s=0.01, gather_max=2)
+
+    async def put() -> list[list[int]]:
+        commits = [queue.put(number) for number in range(2)]
+        together = [taken(queue)]
+        alone = queue.put(2)
+        await asyncio.sleep(0)
+        assert queue._commits.empty()  # pyright: ignore[reportPrivateUsage]
+        together.append(await asyncio.to_thread(taken, queue))
+        await asyncio.gather(*(commit.durable() for commit in [*commits, alone]))
+        return together
+
+    assert asyncio.run(put()) == [[0, 1], [2]]

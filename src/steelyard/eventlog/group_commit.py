@@ -58,14 +58,19 @@ class Commit(Generic[T]):
 
 
 class CommitQueue(Generic[T]):
-    """Many threads put, one thread takes whatever has gathered; no timer is involved.
+    """Many threads put, one thread takes whatever has gathered.
 
     What an event loop puts is handed over when the loop has done all that was ready: the taker is
-    woken once for many, while the loop is about to wait, and not in the midst of its work.
+    woken once for many, and not in the midst of the loop's work. With `gather_s` it is so long after
+    the first of it, or when there are `gather_max`.
     """
 
-    def __init__(self, *, batch_max: int) -> None:
+    def __init__(
+        self, *, batch_max: int, gather_s: float = 0.0, gather_max: int | None = None
+    ) -> None:
         self._batch_max = batch_max
+        self._gather_s = gather_s
+        self._gather_max = gather_max or batch_max
         self._lock = threading.Lock()
         # Commits that nobody has taken; None is the last one.
         self._commits: SimpleQueue[Commit[T] | None] = SimpleQueue()
@@ -86,11 +91,11 @@ class CommitQueue(Generic[T]):
                 commit.items.append(item)
                 self._is_gathering = True
                 if loop is not None:
-                    loop.call_soon(self._gathered, commit)
+                    self._call_when_gathered(loop, commit)
             else:
                 commit.items.append(item)
-            if loop is None:
-                # Whoever is no event loop may wait for it at once.
+            # Whoever is no event loop may wait for it at once.
+            if loop is None or len(commit.items) >= self._gather_max:
                 self._hand_over()
             return commit
 
@@ -117,6 +122,12 @@ class CommitQueue(Generic[T]):
             if commit is self._newest:
                 self._newest = None
         return commit
+
+    def _call_when_gathered(self, loop: asyncio.AbstractEventLoop, commit: Commit[T]) -> None:
+        if self._gather_s:
+            loop.call_later(self._gather_s, self._gathered, commit)
+        else:
+            loop.call_soon(self._gathered, commit)
 
     def _gathered(self, commit: Commit[T]) -> None:
         with self._lock:

@@ -1,9 +1,9 @@
 """The lines of a batch: read, checked, and made into requests that look like any other."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict, Unpack
 
 import anyio
 import anyio.to_thread
@@ -41,6 +41,14 @@ class BatchLine(msgspec.Struct):
     method: str
     url: str
     body: msgspec.Raw
+
+
+class AskedInBatch(TypedDict):
+    """What a request of a batch knows beyond its body."""
+
+    batch_id: str
+    keep: Callable[[str, bytes], Awaitable[None]]
+    new_attempt_id: Callable[[], str]
 
 
 _decoder = msgspec.json.Decoder(BatchLine)
@@ -122,18 +130,17 @@ def _check_line(number: int, line: bytes, *, endpoint: str, seen: set[int]) -> L
     return None
 
 
-def read_line(line: bytes, *, batch_id: str) -> tuple[str, Asked]:
-    """The name of a line that was checked, and what it asks; raises InvalidRequest."""
-    read = _decoder.decode(line)
-    asked = ENDPOINTS[read.url](bytes(read.body))
-    if asked.is_streamed:
-        raise InvalidRequest("a line of a batch is not streamed", parameter="stream")
-    return read.custom_id, msgspec.structs.replace(asked, batch_id=batch_id, is_repeatable=True)
-
-
-def custom_id_of(line: bytes) -> str:
-    """The name of a line; raises InvalidJson."""
+def read_line(line: bytes) -> BatchLine:
+    """A line that was checked; raises InvalidJson."""
     try:
-        return _decoder.decode(line).custom_id
+        return _decoder.decode(line)
     except msgspec.DecodeError as error:
         raise InvalidJson(f"the line is no request: {error}") from error
+
+
+def asked_by(line: BatchLine, **changes: Unpack[AskedInBatch]) -> Asked:
+    """What a line asks; raises InvalidRequest."""
+    asked = ENDPOINTS[line.url](bytes(line.body))
+    if asked.is_streamed:
+        raise InvalidRequest("a line of a batch is not streamed", parameter="stream")
+    return msgspec.structs.replace(asked, is_repeatable=True, **changes)

@@ -58,6 +58,7 @@ class BatchResults:
         *,
         output: Path,
         errors: Path,
+        gather_max: int = 1,
         open_file: Callable[[Path], SegmentFile] = open_to_append,
     ) -> None:
         self._done = bytearray()
@@ -66,7 +67,9 @@ class BatchResults:
         self._output, self._errors = output, errors
         self._told: list[_Told] = []
         self._journal = output.with_name(batch_id + JOURNAL_SUFFIX)
-        self._writer = ResultWriter(output, errors, self._journal, open_file=open_file)
+        self._writer = ResultWriter(
+            output, errors, self._journal, gather_max=gather_max, open_file=open_file
+        )
 
     def is_done(self, line: int) -> bool:
         place, bit = divmod(line, 8)

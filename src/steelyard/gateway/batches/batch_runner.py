@@ -21,9 +21,10 @@ from steelyard.eventlog.disk import sync_folder
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.gateway.attempt import Gateway
 from steelyard.gateway.batches.batch_lines import (
+    BatchLine,
     OpenLines,
+    asked_by,
     check_lines,
-    custom_id_of,
     read_line,
 )
 from steelyard.gateway.batches.batch_results import BatchResults, JournalEntry
@@ -78,18 +79,18 @@ class _Running:
 class _Turn:
     """The right to ask the model's server for one line; it ends when the server has answered."""
 
-    def __init__(self, turns: anyio.CapacityLimiter) -> None:
+    def __init__(self, turns: anyio.Semaphore) -> None:
         self._turns = turns
         self._is_held = False
 
     async def take(self) -> None:
         if not self._is_held:
-            await self._turns.acquire_on_behalf_of(self)
+            await self._turns.acquire()
             self._is_held = True
 
     def end(self) -> None:
         if self._is_held:
-            self._turns.release_on_behalf_of(self)
+            self._turns.release()
             self._is_held = False
 
 
@@ -98,7 +99,7 @@ class _Line:
     """A line that is asked. Once it may be charged, nothing cancels it before its result is told."""
 
     number: int
-    content: bytes
+    read: BatchLine
     turn: _Turn
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
 
@@ -125,11 +126,11 @@ class BatchRunner:
     _woken: anyio.Event = field(default_factory=anyio.Event)
     _running: dict[str, _Running] = field(default_factory=dict[str, _Running])
     _taken: set[str] = field(default_factory=set[str])
-    _turns: anyio.CapacityLimiter = field(init=False)
+    _turns: anyio.Semaphore = field(init=False)
     _cancelled: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
-        self._turns = anyio.CapacityLimiter(self.lines_at_once)
+        self._turns = anyio.Semaphore(self.lines_at_once, fast_acquire=True)
 
     def find(self) -> None:
         """Finish the lines that an earlier life charged and did not tell; before anything of it is
@@ -257,16 +258,16 @@ class BatchRunner:
             if batch.id in self._cancelled or running.batch.status == "cancelling":
                 running.stops = "cancelled"
                 return None
+            read = read_line(content)
             if self._now() < batch.expires_at:
-                return _Line(number, content, turn)
+                return _Line(number, read, turn)
             running.stops = "expired"
             error = {"code": "batch_expired", "message": "the batch ended before this line"}
-            name = custom_id_of(content)
-            running.results.refused(number, name, response=None, error=error)
+            running.results.refused(number, read.custom_id, response=None, error=error)
         return None
 
     async def _answer_line(self, running: _Running, line: _Line) -> None:
-        name, results, number = custom_id_of(line.content), running.results, line.number
+        name, results, number = line.read.custom_id, running.results, line.number
         request_id = f"{running.batch.id}-{number}"
         try:
             client = await self._ask(running, line, request_id)
@@ -320,7 +321,6 @@ class BatchRunner:
         """The request of a line, whose attempts are called after it, and noted before they are
         charged."""
         batch, made = running.batch, [""]
-        name, asked = read_line(line.content, batch_id=batch.id)
 
         def new_attempt_id() -> str:
             place = f"{line.number}/{batch.life}/{tries}/{len(made)}"
@@ -329,10 +329,10 @@ class BatchRunner:
 
         async def keep(event_id: str, body: bytes) -> None:
             line.begin_charging()
-            entry = JournalEntry(line.number, name, event_id, msgspec.Raw(body))
+            entry = JournalEntry(line.number, line.read.custom_id, event_id, msgspec.Raw(body))
             await running.results.note(entry)
 
-        return msgspec.structs.replace(asked, keep=keep, new_attempt_id=new_attempt_id)
+        return asked_by(line.read, batch_id=batch.id, keep=keep, new_attempt_id=new_attempt_id)
 
     async def _tell(self, running: _Running) -> None:
         """Keep results and counts, and look whether the key still works."""
@@ -389,7 +389,9 @@ class BatchRunner:
     def _open_results(self, batch: StoredBatch) -> BatchResults:
         output, errors = map(self.store.path_of, (batch.output_file_id, batch.error_file_id))
         try:
-            results = BatchResults(batch.id, output=output, errors=errors)
+            results = BatchResults(
+                batch.id, output=output, errors=errors, gather_max=self.lines_at_once
+            )
             sync_folder(self.store.folder)
         except OSError as error:
             raise BatchesUnavailable(f"results cannot be kept: {error}") from error

@@ -18,6 +18,8 @@ log = structlog.get_logger()
 
 RETRY_S: Final = 0.2
 GROUP_MAX: Final = 1_000
+# Nobody waits for one line: many are synced, and then charged, together.
+GATHER_S: Final = 0.03
 
 
 def open_to_append(path: Path) -> SegmentFile:
@@ -50,13 +52,19 @@ class Record:
 
 
 class ResultWriter:
-    """Appends to some files. While the disk fails, records wait and are tried again."""
+    """Appends to some files, what has gathered at once; `gather_max` records need not wait for more.
+    While the disk fails, records wait and are tried again."""
 
     def __init__(
-        self, *paths: Path, open_file: Callable[[Path], SegmentFile] = open_to_append
+        self,
+        *paths: Path,
+        gather_max: int = 1,
+        open_file: Callable[[Path], SegmentFile] = open_to_append,
     ) -> None:
         self._files = {path: _Grown(path, open_file(path), path.stat().st_size) for path in paths}
-        self._queue = CommitQueue[Record](batch_max=GROUP_MAX)
+        self._queue = CommitQueue[Record](
+            batch_max=GROUP_MAX, gather_s=GATHER_S, gather_max=gather_max
+        )
         self._is_failing = False
         self._torn: set[_Grown] = set()
         self._is_closing = threading.Event()
@@ -76,10 +84,12 @@ class ResultWriter:
         """Return when it is on the disk. Raises BatchesUnavailable if it never will be, which is so
         after `within_s`."""
         assert record.commit is not None, "a record that was put has a commit"
-        with anyio.move_on_after(within_s) as waiting:
-            await record.commit.durable()
-        if waiting.cancelled_caught and await anyio.to_thread.run_sync(self._withdraw, record):
-            raise BatchesUnavailable("an answer cannot be kept: the disk does not take it")
+        try:
+            await record.commit.durable(timeout_s=within_s)
+        except TimeoutError:
+            if await anyio.to_thread.run_sync(self._withdraw, record):
+                message = "an answer cannot be kept: the disk does not take it"
+                raise BatchesUnavailable(message) from None
 
     async def flushed(self) -> None:
         """Return when all that was put is on the disk; raises BatchesUnavailable if it never will
