@@ -1,7 +1,9 @@
 """The text of a document, and what is refused before anybody pays for it."""
 
 import io
+import random
 import zipfile
+import zlib
 
 import anyio
 import pytest
@@ -54,6 +56,17 @@ def pdf(*pages: str) -> bytes:
     return f"{written}xref\n0 {size}\n0000000000 65535 f \n{table}{trailer}".encode()
 
 
+def packed_pdf(content: bytes) -> bytes:
+    """A page whose content is compressed."""
+    packed = zlib.compress(content, 9)
+    head, _, tail = pdf("Hello").partition(b"stream\n")
+    text, _, tail = tail.partition(b"endstream")
+    old = f"/Length {len(text.rstrip())}".encode()
+    assert old in head, "the page has a length"
+    new = f"/Filter /FlateDecode /Length {len(packed)}".encode()
+    return head.replace(old, new) + b"stream\n" + packed + b"\nendstream" + tail
+
+
 def locked_pdf() -> bytes:
     written, writer = io.BytesIO(), PdfWriter()
     writer.add_blank_page(100, 100)
@@ -80,11 +93,47 @@ def test_the_paragraphs_of_a_word_document_are_read() -> None:
         (docx(b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'), DocumentUnreadable),
         (docx(b"<a>"), DocumentUnreadable),
         (locked_pdf(), DocumentEncrypted),
+        (packed_pdf(b"\0" * 300_000_000), DocumentUnreadable),
     ],
 )
 def test_what_cannot_be_read_is_refused(content: bytes, refusal: type[InvalidRequest]) -> None:
     with pytest.raises(refusal):
         read_document_text(content)
+
+
+def test_whatever_is_damaged_in_a_document_it_is_read_or_refused() -> None:
+    chance = random.Random(7)
+    whole = [
+        docx(f"{WORD}{'<w:p><w:t>Hello there</w:t></w:p>' * 50}</w:document>".encode()),
+        pdf("Hello", "World"),
+        packed_pdf(b"BT /F1 12 Tf 10 50 Td (Hello) Tj ET"),
+    ]
+    refused = 0
+    for _ in range(600):
+        damaged = _damage(chance.choice(whole), chance)
+        try:
+            read_document_text(damaged)
+        except InvalidRequest:
+            refused += 1
+
+    assert 0 < refused < 600
+
+
+def _damage(whole: bytes, chance: random.Random) -> bytes:
+    """Some bytes changed, taken out or put in, or the end cut off; the first ones stay."""
+    damaged = bytearray(whole)
+    if chance.random() < 0.2:
+        return bytes(damaged[: chance.randrange(5, len(damaged))])
+    for _ in range(chance.choice([1, 2, 5, 20])):
+        place = chance.randrange(5, len(damaged))
+        match chance.randrange(3):
+            case 0:
+                damaged[place] = chance.randrange(256)
+            case 1:
+                damaged[place : place + chance.randrange(1, 9)] = b" "
+            case _:
+                damaged[place:place] = chance.choice([b"99", b"<<", b"]", b" R", b"/"])
+    return bytes(damaged)
 
 
 @pytest.mark.parametrize("size", [1, 3, 50, 10_000])

@@ -1,7 +1,6 @@
 """What a run is given: values as they are, and files that are looked at before anything is held."""
 
 import base64
-import binascii
 import math
 from collections.abc import Mapping
 from typing import Any, Final
@@ -61,7 +60,7 @@ def _file_of(name: str, value: Any, kind: InputKind) -> FormFile:
     try:
         read = msgspec.convert(value, GivenFile)
         content = base64.b64decode(read.base64, validate=True)
-    except (msgspec.ValidationError, binascii.Error) as error:
+    except (msgspec.ValidationError, ValueError) as error:
         raise FileMissing(
             f"send {name!r} as a file of a form, or as an object with its base64: {error}",
             parameter="input",

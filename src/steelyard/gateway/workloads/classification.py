@@ -3,7 +3,6 @@ each its label. Each is one item.
 """
 
 import base64
-import binascii
 from typing import Final, Literal
 
 import msgspec
@@ -81,7 +80,7 @@ def _measure_pictures(pictures: list[Picture]) -> PromptSize:
             raise InvalidRequest("a picture comes within a data: URL", parameter="input")
         try:
             content = base64.b64decode(body, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise InvalidRequest(f"a picture is no base64: {error}", parameter="input") from error
         size = read_picture_size(content)
         if max(size.width, size.height) > SIDE_MAX:
