@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from tests.e2e.scripted_product import ScriptedProduct, running_scripted_product
+from tests.pictures import draw
 
 pytestmark = pytest.mark.slow
 GUIDE = (Path(__file__).parents[2] / "docs" / "guide" / "labels-and-vectors.md").read_text()
-MODELS = "[smollm2-135m-instruct, all-minilm-l6-v2, ticket-classifier, text-moderation]"
+MODELS = """
+[smollm2-135m-instruct, all-minilm-l6-v2, ticket-classifier, text-moderation, shape-classifier]
+"""
 
 
 def _blocks(language: str) -> list[str]:
@@ -22,7 +25,7 @@ def _blocks(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[ScriptedProduct]:
     folder: Path = tmp_path_factory.mktemp("guide")
-    with running_scripted_product(folder, f"models: {MODELS}") as running:
+    with running_scripted_product(folder, f"models: {MODELS.strip()}") as running:
         book = folder / "labels-and-vectors.yaml"
         book.write_text(_blocks("yaml")[0])
         running.command("price", "publish", str(book))
@@ -30,8 +33,10 @@ def product(tmp_path_factory: pytest.TempPathFactory) -> Generator[ScriptedProdu
 
 
 def test_every_example_of_the_guide_runs_and_is_on_the_bill(
-    product: ScriptedProduct, monkeypatch: pytest.MonkeyPatch
+    product: ScriptedProduct, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("disc.png").write_bytes(draw("disc"))
     secret = product.tenant("acme", dollars="1")
     monkeypatch.setenv("STEELYARD_URL", product.url)
     monkeypatch.setenv("STEELYARD_KEY", secret)
@@ -47,6 +52,7 @@ def test_every_example_of_the_guide_runs_and_is_on_the_bill(
     lines = product.command("statement", "acme", "--json")["lines"]
     meters = {(line["model"], line["meter"]) for line in lines}
     assert ("ticket-classifier", "item") in meters
+    assert ("shape-classifier", "item") in meters
     assert ("text-moderation", "call") in meters
     assert ("all-minilm-l6-v2", "input.text") in meters
     assert ("smollm2-135m-instruct", "output.text") in meters

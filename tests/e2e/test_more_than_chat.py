@@ -21,8 +21,12 @@ from tests.recordings import record
 pytestmark = pytest.mark.slow
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "more-than-chat.md"
 SCRIPT = """
-models: [whisper-tiny.en, toy-shapes, smollm2-135m-instruct]
+models: [whisper-tiny.en, toy-shapes, piper-joe, smollm2-135m-instruct]
+paths: [/v1/chat/completions, /v1/audio/transcriptions, /v1/audio/speech, /v1/images/generations]
 answers:
+  - when: {path: /v1/audio/speech}
+    body: RIFF, and what is said
+    content_type: audio/wav
   - when: {path: /v1/audio/transcriptions}
     words: [Good, ' morning', ' everybody']
     seconds: 2.5
@@ -89,7 +93,11 @@ def test_the_code_of_the_guide_runs_and_is_charged(
     assert printed.getvalue().startswith("Good morning everybody Usage")
     assert "Good morning everybody" in printed.getvalue()
     assert printed.getvalue().count("image_generation.step") == 3
-    assert printed.getvalue().endswith("image_generation.completed\n")
+    # Twenty-five characters, at 15 dollars for a million.
+    assert printed.getvalue().endswith("image_generation.completed\n0.000375\n")
+    assert Path("answer.wav").read_bytes().startswith(b"RIFF")
+    spoken = product.settled(names["answer"].headers["x-steelyard-event-id"], secret)
+    assert [line["count"] for line in spoken["charge_lines"]] == ["25"]
     assert Path("disc.png").read_bytes().startswith(b"\x89PNG")
     drawn = names["picture"].usage.model_extra
     assert product.settled(drawn["event_id"], secret)["charge_lines"] == [
