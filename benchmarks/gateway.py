@@ -75,6 +75,7 @@ class Bench:
     def run_round(self, target: Target, bare: Target) -> None:
         figures, seconds = self.figures[target.name], max(self._seconds, target.seconds_min)
         with target.running():
+            wrong_before = target.wrong_answers
             target.ask(seconds=0.5)
             before_s = target.cpu_s()
             whole = target.ask(seconds=seconds)
@@ -88,6 +89,8 @@ class Bench:
             figures["streams_per_s"].append(streams["per_s"])
             figures["pss_mb"].append(target.pss_kib() / 1024)
             slow = self._ask_slowly(target, per_s=target.carries_per_s)
+        if target.is_rival:
+            figures["wrong_answers"].append(target.wrong_answers - wrong_before)
         direct = self._ask_slowly(bare, per_s=target.carries_per_s)
         figures["added_ms_p50"].append(slow["ms_p50"] - direct["ms_p50"])
         figures["added_ms_p99"].append(slow["ms_p99"] - direct["ms_p99"])

@@ -136,6 +136,7 @@ def running_peer(peer: Peer, folder: Path, upstream: Target) -> Generator[Target
             peer.path,
             carries_per_s=peer.carries_per_s,
             seconds_min=peer.seconds_min,
+            is_rival=True,
         )
 
 

@@ -73,7 +73,10 @@ class Target:
     carries_per_s: int = 100
     # One that is slow needs longer, or nothing of it ends within the time.
     seconds_min: float = 0.0
+    # Wrong answers of another gateway are counted; of ours they end the run.
+    is_rival: bool = False
     answers: int = 0
+    wrong_answers: int = 0
 
     @property
     def url(self) -> str:
@@ -116,6 +119,8 @@ class Target:
             raise WrongAnswers("the load ended with an error")
         seen = json.loads(said)
         self.answers += seen["right"]
+        self.wrong_answers += seen["wrong"]
+        may_refuse = may_refuse or self.is_rival
         if (seen["wrong"] and not may_refuse) or not seen["right"]:
             raise WrongAnswers(f"{seen['wrong']} wrong answers, {seen['right']} right ones")
         return seen
