@@ -85,7 +85,6 @@ def test_what_gathers_is_handed_over_when_there_is_enough_or_after_a_while() -> 
         commits = [queue.put(number) for number in range(2)]
         together = [taken(queue)]
         alone = queue.put(2)
-        await asyncio.sleep(0)
         assert queue._commits.empty()  # pyright: ignore[reportPrivateUsage]
         together.append(await asyncio.to_thread(taken, queue))
         await asyncio.gather(*(commit.durable() for commit in [*commits, alone]))
