@@ -41,6 +41,8 @@ class Asker(asyncio.Protocol):
         self.first_s = 0.0
         self.is_right = False
         self.is_lost = False
+        # What was wrong with the last answer: its status, or that the connection ended.
+        self.fault = ""
         self.waits: list[float] | None = None
         self._is_asking = False
         self._tail = b""
@@ -70,7 +72,9 @@ class Asker(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         is_whole = DONE in self._tail if self._is_stream else True
-        self.is_right = self._parser.get_status_code() == 200 and is_whole
+        status = self._parser.get_status_code()
+        self.is_right = status == 200 and is_whole
+        self.fault = f"status {status}" if status != 200 else "no [DONE]"
         self._parser = httptools.HttpResponseParser(self)
         self._is_asking = False
         self._ended(self)
@@ -80,6 +84,7 @@ class Asker(asyncio.Protocol):
         self.is_lost = True
         if self._is_asking:
             self.is_right = False
+            self.fault = f"connection lost ({exc!r})"
             self._ended(self)
 
 
@@ -98,6 +103,7 @@ class Load:
         self.counts: Counter[str] = Counter()
         self.latencies: list[float] = []
         self.firsts: list[float] = []
+        self.faults: Counter[str] = Counter()
         self.seconds = 0.0
 
     async def connect(self) -> None:
@@ -152,6 +158,8 @@ class Load:
     def _on_end(self, asker: Asker) -> None:
         self._open -= 1
         self.counts["right" if asker.is_right else "wrong"] += 1
+        if not asker.is_right:
+            self.faults[asker.fault] += 1
         if asker.is_right:
             self.latencies.append(time.monotonic() - asker.began)
             self.firsts.append(asker.first_s)
@@ -170,6 +178,8 @@ class Load:
         if self._open or self._due:
             await asyncio.wait((self._over,), timeout=within_s)
         self.counts["wrong"] += self._open + len(self._due)
+        if self._open or self._due:
+            self.faults["never ended"] += self._open + len(self._due)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -190,6 +200,7 @@ async def _run(options: argparse.Namespace, request: bytes) -> dict[str, Any]:
     return {
         "right": load.counts["right"],
         "wrong": load.counts["wrong"],
+        "faults": dict(load.faults),
         "per_s": load.counts["in_time"] / load.seconds if load.seconds else 0.0,
         "ms_p50": percentile(load.latencies, 0.5) * 1e3,
         "ms_p99": percentile(load.latencies, 0.99) * 1e3,

@@ -122,7 +122,9 @@ class Target:
         self.wrong_answers += seen["wrong"]
         may_refuse = may_refuse or self.is_rival
         if (seen["wrong"] and not may_refuse) or not seen["right"]:
-            raise WrongAnswers(f"{seen['wrong']} wrong answers, {seen['right']} right ones")
+            raise WrongAnswers(
+                f"{seen['wrong']} wrong answers {seen['faults']}, {seen['right']} right ones"
+            )
         return seen
 
     def _request(self, **fields: Any) -> bytes:
