@@ -6,6 +6,7 @@ from typing import Final
 import structlog
 
 from steelyard.billing.fund_books import FundBooks
+from steelyard.ids import new_id
 from steelyard.ledger.chart import LedgerAccount
 from steelyard.ledger.grant import Grant
 from steelyard.ledger.transaction import Transaction, expire_grant
@@ -37,7 +38,10 @@ def _sweep(books: FundBooks, *, at: datetime) -> int:
         for grant in grants:
             left = balances[_account(grant).id]
             if left:
-                expired.append(expire_grant(grant, left=Money(left, grant.currency), at=at))
+                # A hold that returns money to an expired grant makes it expire once more, if need
+                # be in the same moment.
+                name = f"{grant.id}/expired/{new_id()}"
+                expired.append(expire_grant(name, grant, left=Money(left, grant.currency), at=at))
         unit.post(expired)
     return len(expired)
 

@@ -105,15 +105,13 @@ def give_promotional_credit(amount: Money, *, grant: Grant, command: Command) ->
     return _give("promotional_credit", amount, grant=grant, source="promo_expense", command=command)
 
 
-def expire_grant(grant: Grant, *, left: Money, at: datetime) -> Transaction:
+def expire_grant(transaction_id: str, grant: Grant, *, left: Money, at: datetime) -> Transaction:
     """What is left of an expired grant is the tenant's no more."""
     target: AccountKind = "breakage" if grant.kind == "paid" else "promo_expense"
     parts = {
         _prepaid(grant.payer_id, grant.id, left.currency): -left.picos,
         LedgerAccount(target, None, left.currency): left.picos,
     }
-    # A hold that returns money to an expired grant makes it expire once more.
-    transaction_id = f"{grant.id}/expired/{at.isoformat()}"
     return Transaction(transaction_id, "expire_grant", grant.id, at, _postings(parts))
 
 
