@@ -39,7 +39,6 @@ class Asker(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self.began = 0.0
         self.first_s = 0.0
-        self.is_right = False
         self.is_lost = False
         # What was wrong with the last answer: its status, or that the connection ended.
         self.fault = ""
@@ -73,8 +72,7 @@ class Asker(asyncio.Protocol):
     def on_message_complete(self) -> None:
         is_whole = DONE in self._tail if self._is_stream else True
         status = self._parser.get_status_code()
-        self.is_right = status == 200 and is_whole
-        self.fault = f"status {status}" if status != 200 else "no [DONE]"
+        self.fault = f"status {status}" if status != 200 else ("" if is_whole else "no [DONE]")
         self._parser = httptools.HttpResponseParser(self)
         self._is_asking = False
         self._ended(self)
@@ -83,7 +81,6 @@ class Asker(asyncio.Protocol):
         """Servers close what has rested for long; that is no answer, and no wrong one."""
         self.is_lost = True
         if self._is_asking:
-            self.is_right = False
             self.fault = f"connection lost ({exc!r})"
             self._ended(self)
 
@@ -157,10 +154,10 @@ class Load:
 
     def _on_end(self, asker: Asker) -> None:
         self._open -= 1
-        self.counts["right" if asker.is_right else "wrong"] += 1
-        if not asker.is_right:
+        if asker.fault:
             self.faults[asker.fault] += 1
-        if asker.is_right:
+        else:
+            self.counts["right"] += 1
             self.latencies.append(time.monotonic() - asker.began)
             self.firsts.append(asker.first_s)
         if self._due and not asker.is_lost:
@@ -177,7 +174,6 @@ class Load:
         self._is_stopping = True
         if self._open or self._due:
             await asyncio.wait((self._over,), timeout=within_s)
-        self.counts["wrong"] += self._open + len(self._due)
         if self._open or self._due:
             self.faults["never ended"] += self._open + len(self._due)
 
@@ -199,7 +195,7 @@ async def _run(options: argparse.Namespace, request: bytes) -> dict[str, Any]:
         await load.run_paced(waits)
     return {
         "right": load.counts["right"],
-        "wrong": load.counts["wrong"],
+        "wrong": load.faults.total(),
         "faults": dict(load.faults),
         "per_s": load.counts["in_time"] / load.seconds if load.seconds else 0.0,
         "ms_p50": percentile(load.latencies, 0.5) * 1e3,

@@ -4,7 +4,6 @@ nothing charged; against running processes."""
 import base64
 import io
 import json
-import zipfile
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -13,11 +12,11 @@ from typing import Any
 
 import httpx
 import pytest
-from pypdf import PdfWriter
 
 from tests.e2e.scripted_product import ScriptedProduct, running_scripted_product
 from tests.pictures import draw, empty_png, part
 from tests.recordings import record
+from tests.unit.test_document_reading import docx, locked_pdf
 
 pytestmark = pytest.mark.slow
 SCRIPT = """
@@ -59,21 +58,6 @@ PIPELINES = {
 }
 SOUND = record("wav", seconds=1)
 HUGE = empty_png(100_000, 100_000)
-
-
-def word_document(xml: bytes) -> bytes:
-    written = io.BytesIO()
-    with zipfile.ZipFile(written, "w", zipfile.ZIP_DEFLATED) as packed:
-        packed.writestr("word/document.xml", xml)
-    return written.getvalue()
-
-
-def locked_pdf() -> bytes:
-    written, writer = io.BytesIO(), PdfWriter()
-    writer.add_blank_page(100, 100)
-    writer.encrypt("secret")
-    writer.write(written)
-    return written.getvalue()
 
 
 def huge_jpeg() -> bytes:
@@ -202,10 +186,10 @@ BAD = [
     document("nothing in it", b"", "file_empty"),
     document("blank", b" \n", "document_empty"),
     document("with a password", locked_pdf(), "document_encrypted"),
-    document("a bomb", word_document(b"<a>" + b" " * 100_000_000), "document_too_large", 413),
-    document("entities", word_document(b"<!DOCTYPE a><a/>"), "document_unreadable"),
+    document("a bomb", docx(b"<a>" + b" " * 100_000_000), "document_too_large", 413),
+    document("entities", docx(b"<!DOCTYPE a><a/>"), "document_unreadable"),
     document("a PDF cut off", b"%PDF-1.7\n1 0 obj", "document_unreadable"),
-    document("an archive cut off", word_document(b"<a/>")[:-30], "document_unreadable"),
+    document("an archive cut off", docx(b"<a/>")[:-30], "document_unreadable"),
     document("sound", SOUND, "document_unreadable"),
     document("no such task", b"text", "invalid_request", task="poem"),
     document("no answer", b"text", "invalid_request", max_tokens="0"),
@@ -257,6 +241,11 @@ def secret(product: ScriptedProduct) -> str:
     return product.tenant("bad")
 
 
+def expect_no_money_moved(product: ScriptedProduct, secret: str) -> None:
+    balance = product.get("/v1/balance", secret).json()
+    assert (Decimal(balance["held"]), Decimal(balance["available"])) == (0, 1)
+
+
 @pytest.mark.parametrize("bad", BAD, ids=[bad.name for bad in BAD])
 def test_bad_input_has_a_clear_error_and_costs_nothing(
     bad: Bad, product: ScriptedProduct, secret: str
@@ -267,8 +256,7 @@ def test_bad_input_has_a_clear_error_and_costs_nothing(
     code = error.get("code") or error["type"]
     assert (answer.status_code, code) == (bad.status, bad.code), error
     assert error["message"]
-    balance = product.get("/v1/balance", secret).json()
-    assert (Decimal(balance["held"]), Decimal(balance["available"])) == (0, 1)
+    expect_no_money_moved(product, secret)
     # Its tokens may have been counted.
     assert {asked["path"] for asked in product.asked_upstream()} <= {"/tokenize"}
 
@@ -291,8 +279,7 @@ def test_lines_that_are_no_requests_fail_a_batch_which_costs_nothing(
     assert batch.errors is not None
     told = [(error.code, error.line) for error in batch.errors.data or ()]
     assert told == [("invalid_json_line", 2), ("duplicate_custom_id", 3)]
-    balance = product.get("/v1/balance", secret).json()
-    assert (Decimal(balance["held"]), Decimal(balance["available"])) == (0, 1)
+    expect_no_money_moved(product, secret)
 
 
 @pytest.mark.parametrize(

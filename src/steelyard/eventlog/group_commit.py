@@ -86,7 +86,6 @@ class CommitQueue(Generic[T]):
             self._waiting_count += 1
             commit = self._newest
             if commit is None or len(commit.items) >= self._batch_max:
-                self._hand_over()
                 commit = self._newest = Commit()
                 commit.items.append(item)
                 self._is_gathering = True
