@@ -44,6 +44,9 @@ class Asker(asyncio.Protocol):
         self.fault = ""
         self.waits: list[float] | None = None
         self._is_asking = False
+        # Whether it has had an answer before, and whether one has begun since it asked.
+        self._is_kept = False
+        self._has_begun = False
         self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,11 +55,19 @@ class Asker(asyncio.Protocol):
     def ask(self, *, due: float | None = None) -> None:
         self.began = time.monotonic() if due is None else due
         self.first_s = 0.0
+        self._has_begun = False
         self._tail = b""
         self._is_asking = True
         self._transport.write(self._request)
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether the server closed it, unused, as a request was on its way: HTTP clients ask again
+        on another connection (RFC 9112, 9.3.1)."""
+        return self.is_lost and self._is_kept and not self._has_begun
+
     def data_received(self, data: bytes) -> None:
+        self._has_begun = True
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
@@ -75,6 +86,7 @@ class Asker(asyncio.Protocol):
         self.fault = f"status {status}" if status != 200 else ("" if is_whole else "no [DONE]")
         self._parser = httptools.HttpResponseParser(self)
         self._is_asking = False
+        self._is_kept = True
         self._ended(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,6 +109,7 @@ class Load:
         self._open = 0
         self._is_stopping = False
         self._due: list[float] = []
+        self._again: set[asyncio.Task[None]] = set()
         self.counts: Counter[str] = Counter()
         self.latencies: list[float] = []
         self.firsts: list[float] = []
@@ -153,6 +166,12 @@ class Load:
         asker.ask(due=due)
 
     def _on_end(self, asker: Asker) -> None:
+        if asker.is_stale:
+            self.counts["stale"] += 1
+            again = self._loop.create_task(self._ask_again(asker))
+            self._again.add(again)
+            again.add_done_callback(self._again.discard)
+            return
         self._open -= 1
         if asker.fault:
             self.faults[asker.fault] += 1
@@ -169,6 +188,11 @@ class Load:
             self._ask(asker)
         else:
             self._idle.append(asker)
+
+    async def _ask_again(self, stale: Asker) -> None:
+        asker = await self._connect()
+        asker.waits = stale.waits
+        asker.ask(due=stale.began)
 
     async def _stop(self, *, within_s: float = PATIENCE_S) -> None:
         self._is_stopping = True
@@ -197,6 +221,7 @@ async def _run(options: argparse.Namespace, request: bytes) -> dict[str, Any]:
         "right": load.counts["right"],
         "wrong": load.faults.total(),
         "faults": dict(load.faults),
+        "stale": load.counts["stale"],
         "per_s": load.counts["in_time"] / load.seconds if load.seconds else 0.0,
         "ms_p50": percentile(load.latencies, 0.5) * 1e3,
         "ms_p99": percentile(load.latencies, 0.99) * 1e3,

@@ -164,13 +164,14 @@ def soak(folder: Path, upstream: Target, *, minutes: float, say: Say) -> dict[st
                 looks.append((time.monotonic() - began, target.resident_kib() / 1024))
             if len(looks) % 12 == 0:
                 say(f"soak: {looks[-1][0] / 60:.0f} of {minutes:.0f} min, {looks[-1][1]:.1f} MiB")
-        asked = target.end_asking(whole)["right"] + target.end_asking(streams)["right"]
+        seen = [target.end_asking(one) for one in (whole, streams)]
         ours.check_books()
     steady = looks[len(looks) // 4 :]
     slope = statistics.linear_regression(*zip(*steady, strict=True)).slope
     return {
         "soak_minutes": minutes,
-        "soak_requests": asked,
+        "soak_requests": sum(one["right"] for one in seen),
+        "soak_asked_again": sum(one["stale"] for one in seen),
         "soak_mb_after_a_quarter": round(steady[0][1], 1),
         "soak_mb_at_the_end": round(steady[-1][1], 1),
         "soak_mb_per_hour": round(slope * 3600, 2),

@@ -31,8 +31,9 @@ log = structlog.get_logger()
 
 # A header has a name, a value, and four bytes around them.
 AROUND_HEADER_BYTES: Final = 4
-# How long a connection is kept on which nothing is asked.
-IDLE_TIMEOUT_S: Final = 5.0
+# How long a connection is kept on which nothing is asked: longer than clients and proxies keep
+# theirs (httpx 5 s, aiohttp 15, nginx and load balancers 60), or one asks on it as it is closed.
+IDLE_TIMEOUT_S: Final = 75.0
 NAMES_REMEMBERED_MAX: Final = 1_000
 
 
