@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Literal
 
-from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import CACHE_HIT, NO_USAGE, Usage
 from steelyard.metering.usage_event import DisconnectPolicy, EndCause
 
@@ -37,18 +36,20 @@ POLICIES: Final[Mapping[DisconnectPolicy, Basis]] = MappingProxyType(
 )
 
 
-def charged_usage(end_cause: EndCause, meter: AnswerMeter, *, policy: DisconnectPolicy) -> Usage:
-    """The usage that the tenant pays for."""
+def charged_usage(
+    end_cause: EndCause, *, reported: Usage | None, delivered: Usage, policy: DisconnectPolicy
+) -> Usage:
+    """The usage that the tenant pays for, of what was reported and what was delivered."""
     row = MATRIX[end_cause]
     match POLICIES[policy] if row == "policy" else row:
         case "reported":
             # Of an answer that was cut short the upstream may have said nothing yet.
-            assert row == "policy" or meter.reported, f"{end_cause}: nothing was reported"
-            return meter.reported or NO_USAGE
+            assert row == "policy" or reported, f"{end_cause}: nothing was reported"
+            return reported or NO_USAGE
         case "delivered":
-            return meter.delivered
+            return delivered
         case "prompt":
-            return (meter.reported or NO_USAGE).of_prompt()
+            return (reported or NO_USAGE).of_prompt()
         case "hit":
             return Usage({CACHE_HIT: 1})
         case "nothing":

@@ -49,7 +49,7 @@ class PendingEvent:
     """An event on its way to the disk, with the commit that brings it there."""
 
     draft: EventDraft
-    commit: "Commit[PendingEvent | PendingOpening]" = field(init=False)
+    commit: "Commit[PendingRecord]" = field(init=False)
 
     @property
     def done(self) -> "Future[None]":
@@ -62,12 +62,15 @@ class PendingOpening:
     """An opened attempt on its way to the disk, with the commit that brings it there."""
 
     attempt: OpenedAttempt
-    commit: "Commit[PendingEvent | PendingOpening]" = field(init=False)
+    commit: "Commit[PendingRecord]" = field(init=False)
 
     @property
     def done(self) -> "Future[None]":
         """Tells when it is on the disk."""
         return self.commit.done
+
+
+PendingRecord = PendingEvent | PendingOpening
 
 
 def write_event(draft: EventDraft, *, source: str, sequence: int, previous_hash: str) -> bytes:

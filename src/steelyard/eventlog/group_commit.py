@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
@@ -84,19 +85,28 @@ class CommitQueue(Generic[T]):
         loop = asyncio._get_running_loop()  # pyright: ignore[reportPrivateUsage]
         with self._lock:
             self._waiting_count += 1
-            commit = self._newest
-            if commit is None or len(commit.items) >= self._batch_max:
-                commit = self._newest = Commit()
-                commit.items.append(item)
-                self._is_gathering = True
-                if loop is not None:
-                    self._call_when_gathered(loop, commit)
-            else:
-                commit.items.append(item)
+            commit = self._with_room()
+            commit.items.append(item)
+            if loop is not None and len(commit.items) == 1:
+                self._call_when_gathered(loop, commit)
             # Whoever is no event loop may wait for it at once.
             if loop is None or len(commit.items) >= self._gather_max:
                 self._hand_over()
             return commit
+
+    def put_all(self, items: Sequence[T]) -> Sequence[Commit[T]]:
+        """The commits that the items will be in, one after the other; they are taken at once."""
+        commits: list[Commit[T]] = []
+        with self._lock:
+            self._waiting_count += len(items)
+            while items:
+                commit = self._with_room()
+                room = self._batch_max - len(commit.items)
+                commit.items.extend(items[:room])
+                items = items[room:]
+                commits.append(commit)
+                self._hand_over()
+        return commits
 
     def __len__(self) -> int:
         """How many items wait."""
@@ -121,6 +131,13 @@ class CommitQueue(Generic[T]):
             if commit is self._newest:
                 self._newest = None
         return commit
+
+    def _with_room(self) -> Commit[T]:
+        """With the lock."""
+        if self._newest is None or len(self._newest.items) >= self._batch_max:
+            self._newest = Commit()
+            self._is_gathering = True
+        return self._newest
 
     def _call_when_gathered(self, loop: asyncio.AbstractEventLoop, commit: Commit[T]) -> None:
         if self._gather_s:

@@ -5,7 +5,7 @@ requests share one sync and a lone one waits for nobody.
 """
 
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from steelyard.eventlog.attempt_records import (
     OpenedAttempt,
     PendingEvent,
     PendingOpening,
+    PendingRecord,
     decode_opened,
     encode_opened,
     write_event,
@@ -93,7 +94,7 @@ class Outbox:
             raise
         # Where the attempts stand that earlier lives left open.
         self._left_in = {n: self._writer.segment_path(n) for n in sorted(set(self._open.values()))}
-        self._queue = CommitQueue[PendingEvent | PendingOpening](batch_max=BATCH_MAX)
+        self._queue = CommitQueue[PendingRecord](batch_max=BATCH_MAX)
         self._failure: str | None = None
         self._waiting_count = 0
         self._lost_count = 0
@@ -126,9 +127,11 @@ class Outbox:
         pending.commit = self._queue.put(pending)
         return pending
 
-    async def durable(
-        self, pending: PendingEvent | PendingOpening, *, timeout_s: float | None = None
-    ) -> None:
+    def append_all(self, drafts: Sequence[EventDraft]) -> Sequence[Commit[PendingRecord]]:
+        """Queue many events; the commits that they will be in."""
+        return self._queue.put_all([PendingEvent(draft) for draft in drafts])
+
+    async def durable(self, pending: PendingRecord, *, timeout_s: float | None = None) -> None:
         """Return when it is on the disk; raises EventLogUnavailable if it never will be, and
         TimeoutError if that is not known in time."""
         await pending.commit.durable(timeout_s=timeout_s)
@@ -244,7 +247,7 @@ class Outbox:
                     break
             self._waiting_count = 0
 
-    def _commit_locked(self, commit: Commit[PendingEvent | PendingOpening]) -> bool:
+    def _commit_locked(self, commit: Commit[PendingRecord]) -> bool:
         with self._committing:
             is_written = self._commit(commit.items)
             if is_written:
@@ -252,7 +255,7 @@ class Outbox:
                 commit.finish()
             return is_written
 
-    def _commit(self, batch: list[PendingEvent | PendingOpening]) -> bool:
+    def _commit(self, batch: list[PendingRecord]) -> bool:
         sequence, previous_hash = self._sequence, self._previous_hash
         events: list[bytes] = []
         opened: list[bytes] = []
@@ -275,7 +278,7 @@ class Outbox:
         self._note_open(batch, segment_number)
         return True
 
-    def _note_open(self, batch: list[PendingEvent | PendingOpening], segment_number: int) -> None:
+    def _note_open(self, batch: list[PendingRecord], segment_number: int) -> None:
         for pending in batch:
             if isinstance(pending, PendingOpening):
                 self._open[pending.attempt.id] = segment_number
@@ -287,7 +290,7 @@ class Outbox:
             log.error("outbox.write_failed", source=self.source, reason=reason)
         self._failure = reason
 
-    def _give_up(self, batch: list[PendingEvent | PendingOpening]) -> EventLogUnavailable:
+    def _give_up(self, batch: list[PendingRecord]) -> EventLogUnavailable:
         """The process ends while the disk still fails: say which events are lost, never silently.
 
         Their holds stay open, and the next start resolves them.

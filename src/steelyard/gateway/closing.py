@@ -124,7 +124,12 @@ async def opening_durable(admitted: Admitted, outbox: Outbox) -> None:
 def _rate(
     admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime
 ) -> tuple[Closed, EventDraft]:
-    charged = charged_usage(end_cause, meter, policy=admitted.opened.disconnect_policy)
+    charged = charged_usage(
+        end_cause,
+        reported=meter.reported,
+        delivered=meter.delivered,
+        policy=admitted.opened.disconnect_policy,
+    )
     usage, charge = charge_for(charged, admitted.pinned)
     kept = (meter.reported or NO_USAGE) if end_cause == "cache_hit" else None
     saved = charge_for(kept, admitted.pinned)[1].total if kept is not None else None
@@ -132,8 +137,9 @@ def _rate(
         held_by(admitted.hold),
         admitted.hold.opened.encode(),
         admitted.opened,
-        meter=meter,
         usage=usage,
+        raw_usage=meter.raw_usage,
+        first_token_at=meter.first_token_at,
         amount=charge.total,
         end_cause=end_cause,
         count_source=admitted.upstream.count_source,

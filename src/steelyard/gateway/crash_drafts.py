@@ -15,11 +15,9 @@ from steelyard.gateway.closing import charge_for
 from steelyard.gateway.event_draft import Held, OpenedTerms, close_draft, read_terms, unserved_draft
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.upstreams.base import LoggedAttempt
-from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import ENGINE_TIME, NO_USAGE
 from steelyard.metering.usage_event import EndCause
-from steelyard.timestamp import read_timestamp
 
 log = structlog.get_logger()
 
@@ -70,14 +68,15 @@ class CrashDrafts:
         produced = read_upstream_usage(logged.usage) or NO_USAGE
         # Of a stream all that was produced was on its way to the client; of a whole answer nothing.
         delivered = produced if terms.is_streamed and produced.has_output else NO_USAGE
-        meter = AnswerMeter(reported=produced, delivered=delivered, raw_usage=logged.usage)
         pinned = self.prices.pinned(
             terms.price_version,
             model=terms.model_served,
-            at=read_timestamp(terms.admitted_at),
+            at=terms.admitted_at,
             is_batch=terms.batch_id is not None,
         )
-        charged = charged_usage(CAUSE, meter, policy=terms.disconnect_policy)
+        charged = charged_usage(
+            CAUSE, reported=produced, delivered=delivered, policy=terms.disconnect_policy
+        )
         usage, charge = charge_for(charged, pinned)
         if held.lease_id is not None:
             # Of tokens no more was made than was held for: it has grown since it was opened, and
@@ -88,8 +87,8 @@ class CrashDrafts:
             held,
             opened,
             terms,
-            meter=meter,
             usage=usage,
+            raw_usage=logged.usage,
             amount=charge.total,
             end_cause=CAUSE,
             count_source=logged.count_source,

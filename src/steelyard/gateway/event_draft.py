@@ -7,7 +7,6 @@ import msgspec
 
 from steelyard.eventlog.attempt_records import EventDraft, OpenedAttempt
 from steelyard.ledger.hold import Hold
-from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.usage import NO_USAGE, Usage
 from steelyard.metering.usage_event import (
     NO_UPSTREAM_USAGE,
@@ -59,7 +58,7 @@ class OpenedTerms(msgspec.Struct, frozen=True, gc=False):
     is_streamed: bool
     model_served: str
     upstream: str
-    admitted_at: str
+    admitted_at: datetime
     price_version: str
     currency: str
     disconnect_policy: DisconnectPolicy = "delivered"
@@ -87,7 +86,6 @@ def unserved_draft(
         held,
         opened,
         terms,
-        meter=None,
         usage=NO_USAGE,
         amount=Money(0, Currency(terms.currency)),
         end_cause=end_cause,
@@ -102,25 +100,23 @@ def close_draft(
     opened: bytes | msgspec.Raw,
     terms: OpenedTerms | OpenedRecord,
     *,
-    meter: AnswerMeter | None,
     usage: Usage,
     amount: Money,
     end_cause: EndCause,
     count_source: CountSource,
     output_digest: str | None,
     at: datetime,
+    raw_usage: bytes | None = None,
+    first_token_at: datetime | None = None,
     saved: Money | None = None,
 ) -> EventDraft:
     """What was opened, as the JSON that was written of it, with how it ended."""
-    first_token_at = meter.first_token_at if meter else None
     ended_at, charged = write_timestamp(at), write_decimal(amount.picos)
     ending = RecordEnding(
         hold_id=held.id,
         held=write_decimal(held.picos),
         meters=write_meters(usage),
-        upstream_usage=msgspec.Raw(meter.raw_usage)
-        if meter and meter.raw_usage
-        else NO_UPSTREAM_USAGE,
+        upstream_usage=msgspec.Raw(raw_usage) if raw_usage else NO_UPSTREAM_USAGE,
         count_source=count_source if usage.counts else "none",
         end_cause=end_cause,
         first_token_at=write_timestamp(first_token_at) if first_token_at else None,

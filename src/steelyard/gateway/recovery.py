@@ -20,7 +20,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 from steelyard.billing.books import Books
 from steelyard.clock import Clock
 from steelyard.collection import collection_paused
-from steelyard.eventlog.attempt_records import OpenedAttempt, PendingEvent
+from steelyard.eventlog.attempt_records import OpenedAttempt, PendingRecord
+from steelyard.eventlog.group_commit import Commit
 from steelyard.eventlog.log import EventLogUnavailable
 from steelyard.eventlog.outbox import Outbox
 from steelyard.gateway.crash_drafts import CrashDrafts, LeftAttempt, Part
@@ -142,15 +143,15 @@ class Recovery:
         send, receive = anyio.create_memory_object_stream[Part](PARTS_READ_AHEAD)
         async with anyio.create_task_group() as tasks, receive:
             tasks.start_soon(self._ask_about, left, drafting, send)
-            before: Sequence[PendingEvent] = ()
+            before: Sequence[Commit[PendingRecord]] = ()
             async for part in receive:
-                pending = await anyio.to_thread.run_sync(self._write_next, drafting)
+                commits = await anyio.to_thread.run_sync(self._write_next, drafting)
                 last_events.update(
                     (held.lease_id, held.id) for held, _ in part.attempts if held.lease_id
                 )
                 await anyio.to_thread.run_sync(_wait_for, before, abandon_on_cancel=True)
-                before = pending
-                count += len(pending)
+                before = commits
+                count += len(part.attempts)
             await anyio.to_thread.run_sync(_wait_for, before, abandon_on_cancel=True)
         return count
 
@@ -203,9 +204,11 @@ class Recovery:
         with collection_paused():
             drafting.hand_over(part, at=self.clock.now())
 
-    def _write_next(self, drafting: DraftingHere | DraftingProcess) -> Sequence[PendingEvent]:
+    def _write_next(
+        self, drafting: DraftingHere | DraftingProcess
+    ) -> Sequence[Commit[PendingRecord]]:
         with collection_paused():
-            return [self.outbox.append(draft) for draft in drafting.take()]
+            return self.outbox.append_all(drafting.take())
 
 
 def _as_grown(attempt: OpenedAttempt, placed: Mapping[str, int]) -> OpenedAttempt:
@@ -216,9 +219,9 @@ def _as_grown(attempt: OpenedAttempt, placed: Mapping[str, int]) -> OpenedAttemp
     return msgspec.structs.replace(attempt, held=picos)
 
 
-def _wait_for(pending: Sequence[PendingEvent]) -> None:
-    for event in pending:
-        event.done.result()
+def _wait_for(commits: Sequence[Commit[PendingRecord]]) -> None:
+    for commit in commits:
+        commit.done.result()
 
 
 def _read_some(left: Iterator[OpenedAttempt]) -> list[_Found]:

@@ -76,9 +76,10 @@ _NOTHING: Final = msgspec.Raw(b"null")
 
 
 class OpenAIUsage(msgspec.Struct):
-    """The usage block of OpenAI-compatible servers; counts in tokens."""
+    """The usage block of OpenAI-compatible servers; counts in tokens. Without `prompt_tokens` it is
+    the block of another shape, of which the rest tells which."""
 
-    prompt_tokens: int
+    prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: InputDetails | None = None
     completion_tokens_details: OutputDetails | None = None
@@ -150,18 +151,15 @@ class ImageUsage(msgspec.Struct):
     pixels: int = 0
 
 
-class _Shape(msgspec.Struct):
-    """Enough of a block to tell which it is."""
+class _Block(OpenAIUsage):
+    """A block, and enough of it to tell which it is."""
 
     type: Any = None
-    prompt_tokens: int | None = None
     input_tokens: int | None = None
     total_tokens: int | None = None
-    items: int | None = None
 
 
-_shape_decoder = msgspec.json.Decoder(_Shape | None)
-_openai_decoder = msgspec.json.Decoder(OpenAIUsage)
+_block_decoder = msgspec.json.Decoder(_Block | None)
 _responses_decoder = msgspec.json.Decoder(ResponsesUsage)
 _engine_decoder = msgspec.json.Decoder(EngineShare)
 _NO_TIME: Final[Mapping[str, int]] = MappingProxyType({})
@@ -177,22 +175,23 @@ def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
     Raises UpstreamUsageMalformed.
     """
     try:
-        shape = _shape_decoder.decode(raw)
-        if shape is None:
+        block = _block_decoder.decode(raw)
+        if block is None:
             return None
-        if shape.type in {"duration", "tokens"}:
-            return translate_transcript_usage(_transcript_decoder.decode(raw))
-        if shape.type == "image":
-            return translate_image_usage(_image_decoder.decode(raw))
-        if shape.type == "spoken":
-            return _usage({OUTPUT_AUDIO_CHARACTERS: _spoken_decoder.decode(raw).characters})
-        if shape.prompt_tokens is not None:
-            return translate_openai_usage(_openai_decoder.decode(raw))
-        if shape.input_tokens is None and (shape.total_tokens, shape.items) != (None, None):
+        if block.type is not None:
+            if block.type in ("duration", "tokens"):
+                return translate_transcript_usage(_transcript_decoder.decode(raw))
+            if block.type == "image":
+                return translate_image_usage(_image_decoder.decode(raw))
+            if block.type == "spoken":
+                return _usage({OUTPUT_AUDIO_CHARACTERS: _spoken_decoder.decode(raw).characters})
+        if block.prompt_tokens is not None:
+            return translate_openai_usage(block)
+        if block.input_tokens is None and (block.total_tokens, block.items) != (None, None):
             # Of work that writes nothing some servers tell the total alone, or only items.
-            total = shape.total_tokens or 0
-            return translate_openai_usage(OpenAIUsage(total, items=shape.items))
-        if shape.total_tokens is not None:
+            total = block.total_tokens or 0
+            return translate_openai_usage(OpenAIUsage(total, items=block.items))
+        if block.total_tokens is not None:
             return translate_responses_usage(_responses_decoder.decode(raw))
         return translate_anthropic_usage(_anthropic_decoder.decode(raw))
     except msgspec.ValidationError as error:
@@ -201,16 +200,16 @@ def read_upstream_usage(raw: bytes | msgspec.Raw) -> Usage | None:
 
 def translate_openai_usage(block: OpenAIUsage) -> Usage:
     """Split inclusive totals into disjoint meters; a negative part is refused."""
-    details = block.prompt_tokens_details or InputDetails()
-    cached = details.cached_tokens
+    details = block.prompt_tokens_details
+    cached = details.cached_tokens if details else None
     if cached is None:
         cached = block.prompt_cache_hit_tokens or 0
     return _disjoint(
-        block.prompt_tokens,
+        block.prompt_tokens or 0,
         block.completion_tokens or 0,
         cached=cached,
         details=details,
-        output=block.completion_tokens_details or OutputDetails(),
+        output=block.completion_tokens_details,
         items=block.items or 0,
         engine_time=_engine_time(block.engine),
     )
@@ -218,13 +217,13 @@ def translate_openai_usage(block: OpenAIUsage) -> Usage:
 
 def translate_responses_usage(block: ResponsesUsage) -> Usage:
     """Split inclusive totals into disjoint meters; a negative part is refused."""
-    details = block.input_tokens_details or InputDetails()
+    details = block.input_tokens_details
     return _disjoint(
         block.input_tokens,
         block.output_tokens,
-        cached=details.cached_tokens or 0,
+        cached=(details.cached_tokens or 0) if details else 0,
         details=details,
-        output=block.output_tokens_details or OutputDetails(),
+        output=block.output_tokens_details,
     )
 
 
@@ -289,34 +288,52 @@ def _disjoint(
     completion: int,
     *,
     cached: int,
-    details: InputDetails,
-    output: OutputDetails,
+    details: InputDetails | None,
+    output: OutputDetails | None,
     items: int = 0,
     engine_time: Mapping[str, int] = _NO_TIME,
 ) -> Usage:
+    counts = _input_counts(prompt, cached, details)
+    counts |= _output_counts(completion, output)
+    if items:
+        counts[ITEM] = items
+    if engine_time:
+        counts.update(engine_time)
+    return _usage(counts)
+
+
+def _input_counts(prompt: int, cached: int, details: InputDetails | None) -> dict[str, int]:
+    if details is None:
+        return {INPUT_TEXT: prompt - cached, INPUT_TEXT_CACHE_READ: cached}
     audio, image = details.audio_tokens or 0, details.image_tokens or 0
     written = details.cache_write_tokens or details.cache_creation_tokens or 0
+    # Most blocks have nothing of these, and each event of a stream may have a block.
+    if not (audio or image or written):
+        return {INPUT_TEXT: prompt - cached, INPUT_TEXT_CACHE_READ: cached}
     # Cached tokens and tokens of sound are both parts of the prompt, and may be the same ones:
     # as many as there is no room for otherwise.
     both = min(max(0, cached + audio + image + written - prompt), cached, audio)
-    reasoning = output.reasoning_tokens or 0
-    spoken, drawn = output.audio_tokens or 0, output.image_tokens or 0
-    counts = {INPUT_TEXT: prompt - cached - audio - image - written + both}
-    # Most blocks have nothing of these, and each event of a stream may have a block.
-    if cached or written or audio or image:
-        counts[INPUT_TEXT_CACHE_READ] = cached - both
-        counts[INPUT_TEXT_CACHE_WRITE] = written
-        counts[INPUT_AUDIO_TOKENS] = audio - both
-        counts[INPUT_AUDIO_TOKENS_CACHE_READ] = both
-        counts[INPUT_IMAGE_TOKENS] = image
-    counts[OUTPUT_TEXT] = completion - reasoning - spoken - drawn
-    if reasoning or spoken or drawn or items:
-        counts[OUTPUT_TEXT_REASONING] = reasoning
-        counts[OUTPUT_AUDIO_TOKENS] = spoken
-        counts[OUTPUT_IMAGE_TOKENS] = drawn
-        counts[ITEM] = items
-    counts.update(engine_time)
-    return _usage(counts)
+    return {
+        INPUT_TEXT: prompt - cached - audio - image - written + both,
+        INPUT_TEXT_CACHE_READ: cached - both,
+        INPUT_TEXT_CACHE_WRITE: written,
+        INPUT_AUDIO_TOKENS: audio - both,
+        INPUT_AUDIO_TOKENS_CACHE_READ: both,
+        INPUT_IMAGE_TOKENS: image,
+    }
+
+
+def _output_counts(completion: int, details: OutputDetails | None) -> dict[str, int]:
+    if details is None:
+        return {OUTPUT_TEXT: completion}
+    reasoning = details.reasoning_tokens or 0
+    spoken, drawn = details.audio_tokens or 0, details.image_tokens or 0
+    return {
+        OUTPUT_TEXT: completion - reasoning - spoken - drawn,
+        OUTPUT_TEXT_REASONING: reasoning,
+        OUTPUT_AUDIO_TOKENS: spoken,
+        OUTPUT_IMAGE_TOKENS: drawn,
+    }
 
 
 def _usage(counts: dict[str, int]) -> Usage:

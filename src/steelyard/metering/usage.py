@@ -111,7 +111,7 @@ TOKEN_METERS: Final = frozenset((*INPUT_TOKENS, *OUTPUT_TOKENS))
 
 # What has no price where the price book does not name it.
 _NOBODYS: Final = frozenset((SEARCH, ITEM, CACHE_HIT, *ENGINE_TIME))
-_WHOLE: Final = frozenset((int,))
+_KNOWN: Final = frozenset(METERS)
 # For each of some meters the one that it is charged as; None: it is not charged.
 Fold = tuple[str | None, ...]
 FOLDS_REMEMBERED_MAX: Final = 1_000
@@ -123,11 +123,10 @@ class Usage(msgspec.Struct, frozen=True):
     counts: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        counts = self.counts
-        if counts:
-            assert counts.keys() <= METERS.keys(), f"unknown meters among {sorted(counts)}"
-            assert set(map(type, counts.values())) == _WHOLE, f"counts are whole, got {counts}"
-            assert min(counts.values()) > 0, f"counts are positive, got {counts}"
+        for meter, count in self.counts.items():
+            assert meter in _KNOWN, f"unknown meter {meter}"
+            assert type(count) is int, f"counts are whole, got {self.counts}"
+            assert count > 0, f"counts are positive, got {self.counts}"
 
     def count(self, meter: str) -> int:
         return self.counts.get(meter, 0)
