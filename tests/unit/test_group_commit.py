@@ -64,6 +64,18 @@ def test_a_full_commit_is_handed_over_before_the_next_begins() -> None:
     assert taken(queue) == [2]
 
 
+def test_many_at_once_are_put_into_as_many_commits_as_they_need() -> None:
+    queue = CommitQueue[int](batch_max=2)
+
+    async def put() -> int:
+        queue.put(0)
+        return len(queue.put_all([1, 2, 3, 4]))
+
+    assert asyncio.run(put()) == 3
+    assert [taken(queue), taken(queue), taken(queue)] == [[0, 1], [2, 3], [4]]
+    assert len(queue) == 0
+
+
 def test_closing_hands_over_what_a_loop_has_put_that_ends() -> None:
     queue = CommitQueue[int](batch_max=10)
 
