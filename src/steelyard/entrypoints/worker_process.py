@@ -43,6 +43,8 @@ from steelyard.storage.recount_store import SqlRecountStore
 
 log = structlog.get_logger()
 
+# With fewer it has caught up, and lets some gather: a batch of one costs as much as one of a hundred.
+GATHERED_MIN = 1_000
 FAILURE_PAUSE_S = 1.0
 BATCHES_IN_A_ROW = 20
 # A batch of so many records is a backlog: worth a second process.
@@ -78,10 +80,11 @@ def run_worker(settings: Settings) -> None:
         port=settings.worker_metrics_port,
         setting="STEELYARD_WORKER_METRICS_PORT",
     )
+    backlog_min = min(GATHERED_MIN, settings.worker_batch_max)
     with closing(worker), closing(recounts), serving:
         while not stop.is_set():
             try:
-                is_idle = worker.work() == 0
+                has_caught_up = worker.work() < backlog_min
                 sweep.run_if_due()
                 recounts.collect_if_due()
                 reconciling.run_if_due()
@@ -89,7 +92,7 @@ def run_worker(settings: Settings) -> None:
                 log.error("worker.paused", code=failure.code, reason=str(failure))
                 stop.wait(FAILURE_PAUSE_S)
                 continue
-            if is_idle:
+            if has_caught_up:
                 stop.wait(settings.worker_poll_s)
     log.info("worker.stopped")
 
