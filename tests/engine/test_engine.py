@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_process import wait_until
 from engine_runs import GREEDY, running_engine, submit
+from structlog.testing import capture_logs
 
 from steelyard.clock import SystemClock
 from steelyard.engine.engine import Engine
@@ -154,13 +155,16 @@ def test_stopping_ends_what_is_open_and_takes_nothing_new(tiny: LoadedModel) -> 
 def test_a_listener_that_breaks_loses_only_its_own_sequence(tiny: LoadedModel) -> None:
     prompt = tiny.encode_text("hello")
 
-    with running_engine(tiny) as engine:
+    with capture_logs() as lines, running_engine(tiny) as engine:
         bad = submit_to_broken_listener(engine, prompt)
         good = submit(engine, prompt, max_tokens=30, ignore_eos=True).finish()
         wait_until(lambda: bad.end is not None)
 
     assert good.end is End.LENGTH
     assert bad.end is End.CANCELLED
+    told = [line for line in lines if line["event"] == "engine.listener_gone"]
+    assert {line["request_id"] for line in told} == {"broken"}
+    assert "the loop has closed" in told[0]["reason"]
 
 
 def test_the_request_log_holds_the_counts_and_the_digest(tiny: LoadedModel, tmp_path: Path) -> None:

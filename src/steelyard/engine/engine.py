@@ -335,9 +335,12 @@ class Engine:
     def _deliver(self, sequence: Sequence, delta: Delta) -> None:
         try:
             sequence.deliver(delta)
-        except Exception:
+        except Exception as error:
             # Whoever listened is gone, for one because its event loop has closed.
             sequence.is_cancelled = True
+            _log.warning(
+                "engine.listener_gone", request_id=sequence.request.request_id, reason=repr(error)
+            )
 
     def _close_all(self, end: End, *, failure: EngineStopped) -> None:
         with self._wake:

@@ -1,7 +1,7 @@
 """An answer on its way from an upstream to a client: read, metered, priced, and written again."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import msgspec
 
@@ -62,6 +62,20 @@ class Answer(Protocol):
     def write_end(self, priced: PricedUsage, *, wants_usage: bool) -> Sequence[bytes]:
         """The events that end the stream."""
         ...
+
+
+class WholeAnswer:
+    """What an Answer has of streams where it always comes whole: nothing. No request for one is
+    taken, so nobody asks."""
+
+    def read_event(self, payload: bytes, meter: AnswerMeter) -> NoReturn:
+        raise NotImplementedError("this answer is not streamed")
+
+    def end_of_stream(self, meter: AnswerMeter) -> NoReturn:
+        raise NotImplementedError("this answer is not streamed")
+
+    def write_end(self, priced: PricedUsage, *, wants_usage: bool) -> NoReturn:
+        raise NotImplementedError("this answer is not streamed")
 
 
 def read_document(payload: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:

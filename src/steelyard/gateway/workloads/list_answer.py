@@ -3,13 +3,14 @@
 They come whole. Where things are counted one by one, the answer itself is the count.
 """
 
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from steelyard.gateway.upstreams.base import UpstreamFailed
 from steelyard.gateway.workloads.answer import (
     PricedUsage,
+    WholeAnswer,
     read_document,
     refuse_error,
     report_usage,
@@ -20,7 +21,7 @@ _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 _usage_decoder = msgspec.json.Decoder(dict[str, Any] | None)
 
 
-class ListAnswer:
+class ListAnswer(WholeAnswer):
     """Implements Answer for a list under the name `field`.
 
     Where `item_count` is given, the list has as many entries, and they are counted as items.
@@ -49,15 +50,6 @@ class ListAnswer:
         count = priced.usage.input_tokens
         block = usage or {"prompt_tokens": count, "total_tokens": count}
         return msgspec.json.encode({**self._document, "usage": {**block, **priced.price_fields()}})
-
-    def read_event(self, payload: bytes, meter: AnswerMeter) -> NoReturn:
-        raise NotImplementedError("a list is not streamed")
-
-    def end_of_stream(self, meter: AnswerMeter) -> NoReturn:
-        raise NotImplementedError("a list is not streamed")
-
-    def write_end(self, priced: PricedUsage, *, wants_usage: bool) -> NoReturn:
-        raise NotImplementedError("a list is not streamed")
 
     def _count_items(self) -> None:
         """Put the number of entries into the usage block, which the event keeps."""

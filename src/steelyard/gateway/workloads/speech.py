@@ -4,14 +4,14 @@ The answer is sound, which says nothing of what it took: the characters that wer
 the count.
 """
 
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import msgspec
 
 from steelyard.gateway.refusals import EmptyPrompt, InvalidRequest
 from steelyard.gateway.upstreams.base import UpstreamFailed
 from steelyard.gateway.upstreams.habits import SPEECH
-from steelyard.gateway.workloads.answer import PricedUsage, report_usage
+from steelyard.gateway.workloads.answer import PricedUsage, WholeAnswer, report_usage
 from steelyard.gateway.workloads.asked import Asked, Way, digest_request, read_fields, read_typed
 from steelyard.metering.answer_meter import AnswerMeter
 from steelyard.metering.token_bound import PromptSize
@@ -78,7 +78,7 @@ def parse_speech(body: bytes) -> Asked:
     )
 
 
-class SpeechAnswer:
+class SpeechAnswer(WholeAnswer):
     """Implements Answer for sound that comes whole."""
 
     def __init__(self, characters: int) -> None:
@@ -97,12 +97,3 @@ class SpeechAnswer:
     def write_whole(self, priced: PricedUsage) -> bytes:
         del priced
         return self._sound
-
-    def read_event(self, payload: bytes, meter: AnswerMeter) -> NoReturn:
-        raise NotImplementedError("speech is not streamed")
-
-    def end_of_stream(self, meter: AnswerMeter) -> NoReturn:
-        raise NotImplementedError("speech is not streamed")
-
-    def write_end(self, priced: PricedUsage, *, wants_usage: bool) -> NoReturn:
-        raise NotImplementedError("speech is not streamed")
