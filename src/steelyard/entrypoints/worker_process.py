@@ -43,7 +43,7 @@ from steelyard.storage.recount_store import SqlRecountStore
 
 log = structlog.get_logger()
 
-# With fewer it has caught up, and lets some gather: a batch of one costs as much as one of a hundred.
+# With fewer it has caught up, and lets some gather (ADR 0075).
 GATHERED_MIN = 1_000
 FAILURE_PAUSE_S = 1.0
 BATCHES_IN_A_ROW = 20
