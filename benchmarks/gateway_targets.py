@@ -212,15 +212,17 @@ def started(
 
 
 def run_first(cores: Collection[int]) -> None:
-    """Run on these cores, before whatever is ordinary there, where the system allows it.
+    """Run on these cores, before whatever is ordinary there, where the system allows it; beside a
+    gateway that is measured, in turns with it.
 
     What measures must not wait for what it does not measure: on a core that they share, the kernel
     may let a worker that computes go on for a whole tick, 4 ms, before it lets the load see that its
     answer has come.
     """
     os.sched_setaffinity(0, cores)
-    with suppress(PermissionError):
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    if GATEWAY_CORE not in cores:
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
