@@ -337,10 +337,10 @@ class Engine:
             sequence.deliver(delta)
         except Exception as error:
             # Whoever listened is gone, for one because its event loop has closed.
+            if not sequence.is_cancelled:
+                request_id = sequence.request.request_id
+                _log.warning("engine.listener_gone", request_id=request_id, reason=repr(error))
             sequence.is_cancelled = True
-            _log.warning(
-                "engine.listener_gone", request_id=sequence.request.request_id, reason=repr(error)
-            )
 
     def _close_all(self, end: End, *, failure: EngineStopped) -> None:
         with self._wake:
