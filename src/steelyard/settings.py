@@ -336,8 +336,8 @@ class Settings(BaseSettings):
         default=0.05,
         gt=0,
         le=60,
-        description="how often the worker looks for new events, in seconds; what comes meanwhile "
-        "is settled together",
+        description="how often a worker that has caught up looks for new events, in seconds; what "
+        "comes meanwhile is settled together",
     )
     metrics_host: str = Field(
         default="127.0.0.1",

@@ -80,11 +80,11 @@ def run_worker(settings: Settings) -> None:
         port=settings.worker_metrics_port,
         setting="STEELYARD_WORKER_METRICS_PORT",
     )
-    backlog_min = min(GATHERED_MIN, settings.worker_batch_max)
+    gathered_min = min(GATHERED_MIN, settings.worker_batch_max)
     with closing(worker), closing(recounts), serving:
         while not stop.is_set():
             try:
-                has_caught_up = worker.work() < backlog_min
+                has_caught_up = worker.work() < gathered_min
                 sweep.run_if_due()
                 recounts.collect_if_due()
                 reconciling.run_if_due()
