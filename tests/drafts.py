@@ -13,10 +13,10 @@ def draft_of(event_id: str, record: UsageRecord) -> EventDraft:
         record.organisation_id,
         record.ended_at,
         record.amount,
-        msgspec.Raw(msgspec.json.encode(record)),
+        msgspec.json.encode(record),
     )
 
 
 def empty_draft(event_id: str) -> EventDraft:
     """For whoever only looks at its id."""
-    return EventDraft(event_id, "", "", "", "0", msgspec.Raw(b"null"))
+    return EventDraft(event_id, "", "", "", "0", b"null")

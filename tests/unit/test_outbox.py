@@ -181,7 +181,7 @@ def test_a_record_is_its_opening_and_its_ending() -> None:
 
     joined = join_record(msgspec.json.encode(opened), ending)
 
-    assert bytes(joined) == msgspec.json.encode(record)
+    assert joined == msgspec.json.encode(record)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class EventDraft(msgspec.Struct, frozen=True, array_like=True, gc=False):
     organisation_id: str
     ended_at: str
     amount: str
-    record: msgspec.Raw
+    record: bytes
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ def write_event(draft: EventDraft, *, source: str, sequence: int, previous_hash:
             partitionkey=draft.organisation_id,
             time=draft.ended_at,
             # It has been written already, and goes in as it is.
-            data=cast("UsageRecord", draft.record),
+            data=cast("UsageRecord", msgspec.Raw(draft.record)),
         )
     )
 

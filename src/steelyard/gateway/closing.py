@@ -22,6 +22,7 @@ from steelyard.metering.usage import CACHE_HIT, CALL, NO_USAGE, Usage
 from steelyard.metering.usage_event import EndCause
 from steelyard.money import Money
 from steelyard.pricing.rating import Charge, rate_usage
+from steelyard.timestamp import write_timestamp
 
 CLOSE_TIMEOUT_S = 5.0
 
@@ -144,7 +145,7 @@ def _rate(
         end_cause=end_cause,
         count_source=admitted.upstream.count_source,
         output_digest=meter.output_digest(),
-        at=at,
+        ended_at=write_timestamp(at),
         saved=saved,
     )
     closed = Closed(admitted.hold.id, usage, charge, end_cause, kept, saved)

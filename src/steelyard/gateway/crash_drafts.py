@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 import structlog
@@ -17,11 +17,11 @@ from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.upstreams.base import LoggedAttempt
 from steelyard.metering.upstream_usage import read_upstream_usage
 from steelyard.metering.usage import ENGINE_TIME, NO_USAGE
-from steelyard.metering.usage_event import EndCause
+from steelyard.timestamp import write_timestamp
 
 log = structlog.get_logger()
 
-CAUSE: EndCause = "gateway_crashed"
+CAUSE: Final = "gateway_crashed"
 
 
 class LeftAttempt(NamedTuple):
@@ -29,7 +29,7 @@ class LeftAttempt(NamedTuple):
 
     held: Held
     # An OpenedRecord as JSON.
-    opened: msgspec.Raw
+    opened: bytes
 
 
 class Part(NamedTuple):
@@ -46,23 +46,25 @@ class CrashDrafts:
     prices: PriceDirectory
 
     def draft_part(self, part: Part, *, at: datetime) -> Sequence[EventDraft]:
-        logged = part.logged
-        return [self._draft(one, logged.get(one.held.id), at=at) for one in part.attempts]
+        logged, ended_at = part.logged, write_timestamp(at)
+        return [
+            self._draft(one, logged.get(one.held.id), ended_at=ended_at) for one in part.attempts
+        ]
 
     def _draft(
-        self, attempt: LeftAttempt, logged: LoggedAttempt | None, *, at: datetime
+        self, attempt: LeftAttempt, logged: LoggedAttempt | None, *, ended_at: str
     ) -> EventDraft:
         held, opened = attempt
         terms = read_terms(opened)
         if logged is not None:
             try:
-                return self._logged_draft(attempt, terms, logged, at=at)
+                return self._logged_draft(attempt, terms, logged, ended_at=ended_at)
             except (SteelyardError, msgspec.ValidationError) as error:
                 log.error("upstream_log.unusable", event_id=held.id, reason=str(error))
-        return unserved_draft(held, opened, terms, end_cause="gateway_crashed", at=at)
+        return unserved_draft(held, opened, terms, end_cause=CAUSE, ended_at=ended_at)
 
     def _logged_draft(
-        self, attempt: LeftAttempt, terms: OpenedTerms, logged: LoggedAttempt, *, at: datetime
+        self, attempt: LeftAttempt, terms: OpenedTerms, logged: LoggedAttempt, *, ended_at: str
     ) -> EventDraft:
         held, opened = attempt
         produced = read_upstream_usage(logged.usage) or NO_USAGE
@@ -82,7 +84,8 @@ class CrashDrafts:
             # Of tokens no more was made than was held for: it has grown since it was opened, and
             # its lease has what it grew by. Time may have taken more than any hold.
             for_tokens = sum(line.picos for line in charge.lines if line.meter not in ENGINE_TIME)
-            held = held._replace(picos=max(held.picos, for_tokens))
+            if for_tokens > held.picos:
+                held = Held(held.id, for_tokens, held.lease_id)
         return close_draft(
             held,
             opened,
@@ -93,5 +96,5 @@ class CrashDrafts:
             end_cause=CAUSE,
             count_source=logged.count_source,
             output_digest=None,
-            at=at,
+            ended_at=ended_at,
         )

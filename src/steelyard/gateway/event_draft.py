@@ -68,18 +68,18 @@ class OpenedTerms(msgspec.Struct, frozen=True, gc=False):
 _terms_decoder = msgspec.json.Decoder(OpenedTerms)
 
 
-def read_terms(opened: str | bytes | msgspec.Raw) -> OpenedTerms:
+def read_terms(opened: str | bytes) -> OpenedTerms:
     """What an OpenedRecord says of how its attempt is to be closed."""
     return _terms_decoder.decode(opened)
 
 
 def unserved_draft(
     held: Held,
-    opened: bytes | msgspec.Raw,
+    opened: bytes,
     terms: OpenedTerms,
     *,
     end_cause: Literal["gateway_stopped", "gateway_crashed"],
-    at: datetime,
+    ended_at: str,
 ) -> EventDraft:
     """The event of an attempt that was held for and then never answered: nothing is charged."""
     return close_draft(
@@ -91,13 +91,13 @@ def unserved_draft(
         end_cause=end_cause,
         count_source="none",
         output_digest=None,
-        at=at,
+        ended_at=ended_at,
     )
 
 
 def close_draft(
     held: Held,
-    opened: bytes | msgspec.Raw,
+    opened: bytes,
     terms: OpenedTerms | OpenedRecord,
     *,
     usage: Usage,
@@ -105,13 +105,13 @@ def close_draft(
     end_cause: EndCause,
     count_source: CountSource,
     output_digest: str | None,
-    at: datetime,
+    ended_at: str,
     raw_usage: bytes | None = None,
     first_token_at: datetime | None = None,
     saved: Money | None = None,
 ) -> EventDraft:
     """What was opened, as the JSON that was written of it, with how it ended."""
-    ended_at, charged = write_timestamp(at), write_decimal(amount.picos)
+    charged = write_decimal(amount.picos)
     ending = RecordEnding(
         hold_id=held.id,
         held=write_decimal(held.picos),
@@ -132,5 +132,5 @@ def close_draft(
         terms.organisation_id,
         ended_at,
         charged,
-        join_record(bytes(opened), ending),
+        join_record(opened, ending),
     )

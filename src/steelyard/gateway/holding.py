@@ -28,6 +28,7 @@ from steelyard.ids import new_id
 from steelyard.ledger.hold import Hold, HoldScope
 from steelyard.metering.usage import Usage, tokens_within
 from steelyard.money import Money
+from steelyard.timestamp import write_timestamp
 
 # How long a request that is declined waits for leases of its payer to come back.
 RECALL_WAIT_S: Final = 1.0
@@ -143,10 +144,11 @@ class Holding:
 
     def _abandon(self, hold: Hold, placed: "Future[Hold]") -> None:
         if placed.exception() is None:
-            at = self.clock.now()
+            ended_at = write_timestamp(self.clock.now())
             opened = hold.opened.encode()
+            terms = read_terms(opened)
             draft = unserved_draft(
-                held_by(hold), opened, read_terms(opened), end_cause="gateway_stopped", at=at
+                held_by(hold), opened, terms, end_cause="gateway_stopped", ended_at=ended_at
             )
             self.outbox.append(draft)
 

@@ -146,9 +146,9 @@ class Recovery:
             before: Sequence[Commit[PendingRecord]] = ()
             async for part in receive:
                 commits = await anyio.to_thread.run_sync(self._write_next, drafting)
-                last_events.update(
-                    (held.lease_id, held.id) for held, _ in part.attempts if held.lease_id
-                )
+                for held, _ in part.attempts:
+                    if held.lease_id:
+                        last_events[held.lease_id] = held.id
                 await anyio.to_thread.run_sync(_wait_for, before, abandon_on_cancel=True)
                 before = commits
                 count += len(part.attempts)
@@ -228,7 +228,7 @@ def _read_some(left: Iterator[OpenedAttempt]) -> list[_Found]:
     with collection_paused():
         return [
             _Found(
-                LeftAttempt(Held(one.id, one.held, one.lease_id), one.opened),
+                LeftAttempt(Held(one.id, one.held, one.lease_id), bytes(one.opened)),
                 _upstream_decoder.decode(one.opened).upstream,
             )
             for one in islice(left, ATTEMPTS_AT_ONCE)

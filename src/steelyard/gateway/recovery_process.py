@@ -8,6 +8,7 @@ import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from multiprocessing.connection import Connection
 from typing import Any
@@ -23,7 +24,7 @@ from steelyard.gateway.event_draft import Held
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstreams.base import LoggedAttempt
-from steelyard.metering.usage_event import NO_UPSTREAM_USAGE, CountSource
+from steelyard.metering.usage_event import CountSource
 from steelyard.pricing.price_book import PriceVersion, canonical_document, read_canonical
 
 log = structlog.get_logger()
@@ -35,8 +36,8 @@ class _Left(msgspec.Struct, array_like=True, gc=False):
     id: str
     picos: int
     lease_id: str | None
-    opened: msgspec.Raw
-    usage: msgspec.Raw
+    opened: bytes
+    usage: bytes
     count_source: CountSource | None
 
 
@@ -47,9 +48,10 @@ class _Letter(msgspec.Struct, array_like=True):
     attempts: list[_Left]
 
 
-_encoder = msgspec.json.Encoder()
-_letter_decoder = msgspec.json.Decoder(_Letter)
-_drafts_decoder = msgspec.json.Decoder(list[EventDraft])
+# What is JSON already goes through as it is: in JSON, all of it would be read again to find its end.
+_encoder = msgspec.msgpack.Encoder()
+_letter_decoder = msgspec.msgpack.Decoder(_Letter)
+_drafts_decoder = msgspec.msgpack.Decoder(list[EventDraft])
 
 
 class DraftingProcess:
@@ -124,8 +126,8 @@ def _write_letter(part: Part, *, at: datetime) -> bytes:
     lines: list[_Left] = []
     for held, opened in part.attempts:
         known = part.logged.get(held.id)
-        usage = msgspec.Raw(known.usage) if known else NO_UPSTREAM_USAGE
-        lines.append(_Left(*held, opened, usage, known.count_source if known else None))
+        usage, source = (known.usage, known.count_source) if known else (b"", None)
+        lines.append(_Left(*held, opened, usage, source))
     return _encoder.encode(_Letter(at, lines))
 
 
@@ -135,7 +137,7 @@ def _read_letter(letter: bytes) -> tuple[Part, datetime]:
         LeftAttempt(Held(one.id, one.picos, one.lease_id), one.opened) for one in read.attempts
     ]
     logged = {
-        one.id: LoggedAttempt(bytes(one.usage), one.count_source)
+        one.id: LoggedAttempt(one.usage, one.count_source)
         for one in read.attempts
         if one.count_source is not None
     }
@@ -152,13 +154,18 @@ def _serve(connection: Connection, documents: Mapping[str, dict[str, Any]]) -> N
     snapshot = Snapshot[Sequence[PriceVersion]](lambda: versions, lambda: 1, every_s=1.0)
     anyio.run(snapshot.refresh)
     drafts = CrashDrafts(PriceDirectory(snapshot, SystemClock()))
-    while True:
-        try:
-            part, at = _read_letter(connection.recv_bytes())
-        except EOFError:
-            return
-        drafted = drafts.draft_part(part, at=at)
-        try:
-            connection.send_bytes(_encoder.encode(drafted))
-        except BrokenPipeError:
-            return
+    # While one part is drafted, the one before is on its way: the gateway has much else to do.
+    with ThreadPoolExecutor(1) as sender:
+        sending: Future[None] | None = None
+        while True:
+            try:
+                part, at = _read_letter(connection.recv_bytes())
+            except EOFError:
+                return
+            drafted = _encoder.encode(drafts.draft_part(part, at=at))
+            try:
+                if sending:
+                    sending.result()
+            except BrokenPipeError:
+                return
+            sending = sender.submit(connection.send_bytes, drafted)

@@ -128,9 +128,9 @@ _decoder = msgspec.json.Decoder(UsageEvent)
 _encoder = msgspec.json.Encoder()
 
 
-def join_record(opened: bytes, ending: RecordEnding) -> msgspec.Raw:
+def join_record(opened: bytes, ending: RecordEnding) -> bytes:
     """A UsageRecord as JSON: the bytes of an OpenedRecord go on as they are, and then its ending."""
-    return msgspec.Raw(b"%b,%b" % (opened[:-1], _encoder.encode(ending)[1:]))
+    return b"%b,%b" % (opened[:-1], _encoder.encode(ending)[1:])
 
 
 def encode_event(event: UsageEvent) -> bytes:
