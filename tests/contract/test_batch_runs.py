@@ -160,6 +160,7 @@ def test_a_batch_that_is_stopped_and_taken_up_again_charges_each_line_once(
     assert _spent(sqlite_world) == 30 * LINE_PICOS
 
 
+@pytest.mark.slow
 def test_counts_that_cannot_be_kept_stop_no_line(
     sqlite_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

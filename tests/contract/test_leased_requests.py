@@ -153,6 +153,7 @@ def test_books_that_are_away_leave_no_stray_lease(
     assert world.differences() == []
 
 
+@pytest.mark.slow
 def test_a_budget_of_tokens_bounds_what_is_granted_in_memory(world: World) -> None:
     organisation = world.organisation(dollars="100")
     budget = Budget(

@@ -208,6 +208,7 @@ def test_what_a_dead_gateway_ran_counts_no_more(fleet: Fleet) -> None:
     assert anyio.run(run) == (False, True)
 
 
+@pytest.mark.slow
 def test_a_gateway_that_was_taken_for_dead_joins_again_with_what_it_runs(fleet: Fleet) -> None:
     async def run() -> bool:
         place = a_place(requests_at_once=4)
@@ -244,6 +245,7 @@ def test_while_valkey_is_away_each_gateway_allows_its_share(server: ValkeyServer
     assert anyio.run(run) == (5, 20)
 
 
+@pytest.mark.slow
 def test_a_minute_in_which_valkey_goes_and_comes_back_empty_has_at_most_twice_the_limit(
     server: ValkeyServer,
 ) -> None:

@@ -147,6 +147,7 @@ def test_parts_of_text_count_as_the_text_and_pictures_not_at_all(vocabulary_fold
         counter.count_messages([{"role": "user", "content": picture}])
 
 
+@pytest.mark.slow
 def test_a_model_without_a_template_has_no_chat_to_count(vocabulary_folder: Path) -> None:
     pin = pin_of("llama-2", vocabulary_folder)
     registered = Registered(model="m", pin=pin, proof=Proof(kind="none"), registered_at="")

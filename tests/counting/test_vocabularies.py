@@ -186,6 +186,7 @@ def test_a_vocabulary_gives_its_golden_ids(name: str, vocabulary_folder: Path) -
     assert tokenizer.encode(GOLDEN_TEXT) == GOLDEN_IDS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_equal_the_makers_on_every_kind_of_text(name: str, vocabulary_folder: Path) -> None:
     _compare(name, vocabulary_folder, seed=11, count=300)

@@ -17,6 +17,7 @@ from tests.world import World
 GUIDES = Path(__file__).parents[2] / "docs" / "guide"
 
 
+@pytest.mark.slow
 def test_a_month_is_closed_as_the_guide_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

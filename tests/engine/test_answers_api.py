@@ -69,6 +69,7 @@ def test_log_probabilities_are_the_models_own() -> None:
     assert [token_id for token_id, _ in found.top] == [1, 2]
 
 
+@pytest.mark.slow
 def test_chat_tells_log_probabilities_whole_and_streamed_alike(client: OpenAI) -> None:
     asked: dict[str, Any] = {
         "model": "tiny",
@@ -101,6 +102,7 @@ def test_chat_tells_log_probabilities_whole_and_streamed_alike(client: OpenAI) -
     assert streamed == [entry.token for entry in told.content]
 
 
+@pytest.mark.slow
 def test_completions_tell_log_probabilities_in_lists(client: OpenAI) -> None:
     answer = client.completions.create(
         model="tiny", prompt="def add(", max_tokens=6, temperature=0, logprobs=2
@@ -116,6 +118,7 @@ def test_completions_tell_log_probabilities_in_lists(client: OpenAI) -> None:
     assert told.token_logprobs == best
 
 
+@pytest.mark.slow
 def test_several_answers_share_a_prompt_and_count_it_once(
     client: OpenAI, engine_process: EngineProcess
 ) -> None:
@@ -168,6 +171,7 @@ SCHEMA: Any = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0, 1])
 def test_an_answer_with_a_schema_follows_it_whatever_the_model_would_say(
     client: OpenAI, temperature: int
