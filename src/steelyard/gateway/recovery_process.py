@@ -160,12 +160,10 @@ def _serve(connection: Connection, documents: Mapping[str, dict[str, Any]]) -> N
         while True:
             try:
                 part, at = _read_letter(connection.recv_bytes())
-            except EOFError:
-                return
-            drafted = _encoder.encode(drafts.draft_part(part, at=at))
-            try:
+                drafted = _encoder.encode(drafts.draft_part(part, at=at))
                 if sending:
                     sending.result()
-            except BrokenPipeError:
+            except (EOFError, ConnectionError):
+                # The gateway has gone, perhaps with a part that it has not taken.
                 return
             sending = sender.submit(connection.send_bytes, drafted)
