@@ -12,6 +12,7 @@ from steelyard.gateway.upstreams.http_connection import (
     ConnectionBroken,
     HttpConnection,
 )
+from steelyard.gathered_writes import GatheredWrites
 from tests.raw_http import MemoryTransport
 
 SOON_S = 0.02
@@ -35,7 +36,8 @@ class Line:
     def __init__(self) -> None:
         self.lost: list[HttpConnection] = []
         self.transport = MemoryTransport()
-        self.connection = HttpConnection(asyncio.get_running_loop(), on_lost=self.lost.append)
+        loop = asyncio.get_running_loop()
+        self.connection = HttpConnection(loop, GatheredWrites(loop), on_lost=self.lost.append)
         self.connection.connection_made(self.transport)
         self.connection.send(b"POST / HTTP/1.1\r\n\r\n", b"{}")
 

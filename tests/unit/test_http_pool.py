@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from steelyard.gateway.upstreams.connecting import connect_first, in_turns, origin_of
 from steelyard.gateway.upstreams.http_connection import ConnectionBroken, HttpConnection
 from steelyard.gateway.upstreams.http_pool import HttpPool, PoolClosed, PoolRules
+from steelyard.gathered_writes import GatheredWrites
 from tests.raw_http import GOOD, Behaviour, Peer, RawServer, answers_well, raw_server, until
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n"
@@ -320,7 +321,8 @@ def test_addresses_of_both_families_are_tried_in_turns() -> None:
 
 
 def _connection(lost: list[HttpConnection]) -> HttpConnection:
-    return HttpConnection(asyncio.get_running_loop(), on_lost=lost.append)
+    loop = asyncio.get_running_loop()
+    return HttpConnection(loop, GatheredWrites(loop), on_lost=lost.append)
 
 
 def test_the_next_address_is_tried_when_one_fails_and_when_one_says_nothing() -> None:

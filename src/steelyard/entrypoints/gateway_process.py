@@ -1,7 +1,6 @@
 """The gateway's process: the HTTP application on one port, and what signals mean to it."""
 
 import asyncio
-import gc
 import signal
 import socket
 from collections.abc import Callable
@@ -31,8 +30,6 @@ CLOSE_S: Final = 10.0
 LOOK_AGAIN_S: Final = 0.02
 METRICS_TIMEOUT_S: Final = 5.0
 DATE_EVERY_S: Final = 1.0
-# Objects made before the youngest are looked at, and how often those before the next older.
-COLLECTOR_THRESHOLDS: Final = (1_000, 20, 50)
 
 
 class DrainingServer:
@@ -105,14 +102,6 @@ def run_gateway(settings: Settings) -> None:
     )
 
 
-def _spare_collector() -> None:
-    """What is there at the start stays, and a request leaves no cycles behind: to look at all of it
-    again and again takes a third of the time."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*COLLECTOR_THRESHOLDS)
-
-
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     application = GatewayApplication(
         lambda: open_gateway(settings),
@@ -142,7 +131,6 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     with serving_metrics:
         async with application.running():
-            _spare_collector()
             loop.add_signal_handler(signal.SIGHUP, application.look_at_configuration)
             server = DrainingServer(
                 serving,

@@ -26,6 +26,7 @@ from steelyard.entrypoints.openai_api.error_answer import (
 )
 from steelyard.entrypoints.openai_api.http_client import STATUS_LINES, HttpClient
 from steelyard.errors import Refusal
+from steelyard.gathered_writes import GatheredWrites
 
 log = structlog.get_logger()
 
@@ -54,6 +55,9 @@ class Serving:
     tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
     # Header names as they came, in lower case: clients use the same few.
     names: dict[bytes, str] = field(default_factory=dict[bytes, str])
+    writes: GatheredWrites = field(
+        default_factory=lambda: GatheredWrites(asyncio.get_running_loop())
+    )
 
 
 class GuardedProtocol(asyncio.Protocol):
@@ -142,7 +146,7 @@ class GuardedProtocol(asyncio.Protocol):
         """Take no request any more; what has come is answered."""
         self._is_last = True
         if self._running is None:
-            self._transport.close()
+            self._close()
         else:
             newest = self._waiting[-1] if self._waiting else self._running
             newest.is_kept_alive = False
@@ -212,7 +216,7 @@ class GuardedProtocol(asyncio.Protocol):
             await self._can_write.wait()
 
     def write(self, content: bytes) -> None:
-        self._transport.write(content)
+        self._serving.writes.write(self._transport, content)
 
     def pause_reading(self) -> None:
         if not self._is_paused:
@@ -230,7 +234,7 @@ class GuardedProtocol(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if not client.is_kept_alive or (self._is_last and not self._waiting):
-            self._transport.close()
+            self._close()
             return
         self.resume_reading()
         if self._waiting:
@@ -284,9 +288,14 @@ class GuardedProtocol(asyncio.Protocol):
                 if client.has_started:
                     client.write_beginning()
                     self._running = None
-                    self._transport.close()
+                    self._close()
                 else:
                     await client.answer(error_body(InternalError()), {}, status=500)
+
+    def _close(self) -> None:
+        """What was written leaves before."""
+        self._serving.writes.flush()
+        self._transport.close()
 
     def _count(self, size: int) -> None:
         self._header_bytes += size
@@ -321,7 +330,7 @@ class GuardedProtocol(asyncio.Protocol):
             timeout_s = self._serving.header_timeout_s
             self._refuse(RequestTimeout(f"the headers took longer than {timeout_s:g} s"))
         elif not self._transport.is_closing():
-            self._transport.close()
+            self._close()
 
     def _too_large(self) -> HeadersTooLarge:
         bytes_max = self._serving.header_bytes_max
@@ -338,8 +347,8 @@ class GuardedProtocol(asyncio.Protocol):
                 "content-type: application/json\r\n"
                 f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
             )
-            self._transport.write(f"{STATUS_LINES[status_of(refusal)]}{head}".encode() + body)
-        self._transport.close()
+            self.write(f"{STATUS_LINES[status_of(refusal)]}{head}".encode() + body)
+        self._close()
 
 
 def _remember(name: bytes, names: dict[bytes, str]) -> str:

@@ -9,6 +9,8 @@ from typing import Final, cast
 
 import httptools
 
+from steelyard.gathered_writes import GatheredWrites
+
 # More is no head of an answer, nor a trailer or an extension of a chunk.
 HEAD_BYTES_MAX: Final = 64 * 1024
 # What has come and was not taken; with more the rest waits in the socket, and so does its sender.
@@ -58,6 +60,7 @@ class HttpConnection(asyncio.Protocol):
         "_timer_at_s",
         "_transport",
         "_waiter",
+        "_writes",
         "content_type",
         "has_bytes",
         "has_head",
@@ -73,10 +76,12 @@ class HttpConnection(asyncio.Protocol):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        writes: GatheredWrites,
         *,
         on_lost: "Callable[[HttpConnection], None]",
     ) -> None:
         self._loop = loop
+        self._writes = writes
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -115,10 +120,10 @@ class HttpConnection(asyncio.Protocol):
         if self.is_lost:
             self._failure = ConnectionBroken("closed")
         elif len(body) <= JOIN_BYTES_MAX:
-            self._transport.write(head + body)
+            self._writes.write(self._transport, head + body)
         else:
-            self._transport.write(head)
-            self._transport.write(body)
+            self._writes.write(self._transport, head)
+            self._writes.write(self._transport, body)
 
     async def head(self, *, by_s: float) -> None:
         """Wait for status and headers; raises ConnectionBroken, and TimeoutError at that time."""

@@ -14,6 +14,7 @@ import anyio.to_thread
 
 from steelyard.gateway.upstreams.connecting import Origin, Secured, connect, trusting_context
 from steelyard.gateway.upstreams.http_connection import ConnectionBroken, HttpConnection
+from steelyard.gathered_writes import GatheredWrites
 
 KEEP_S: Final = 30.0
 # Within this time of a request does a server that closed an idle connection show it.
@@ -49,6 +50,7 @@ class HttpPool:
         self._rules = rules
         self._secured: Secured | None = None
         self._loop = asyncio.get_running_loop()
+        self._writes = GatheredWrites(self._loop)
         self._places = rules.connections_max
         # The one that was used last is used next, and the others get old.
         self._idle: list[HttpConnection] = []
@@ -194,7 +196,7 @@ class HttpPool:
         return connection
 
     def _make(self) -> HttpConnection:
-        return HttpConnection(self._loop, on_lost=self._lose)
+        return HttpConnection(self._loop, self._writes, on_lost=self._lose)
 
     def _lose(self, connection: HttpConnection) -> None:
         """It is closed; nobody has it if it was idle."""
