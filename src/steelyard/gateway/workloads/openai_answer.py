@@ -37,6 +37,8 @@ class _Chunk(msgspec.Struct):
 
 
 _USAGE: Final = b'"usage"'
+# What follows that name where there is none yet and it is the last field.
+_NONE_YET: Final = frozenset({b":null}", b": null}"})
 _chunk_decoder = msgspec.json.Decoder(_Chunk)
 _choices_decoder = msgspec.json.Decoder(list[_Choice] | None)
 
@@ -131,12 +133,9 @@ def _without_usage(payload: bytes, usage: msgspec.Raw) -> bytes:
         return payload
     # In most it is the last field, and is cut off. What stands behind a name and ends the document
     # is a field of the document, and it is the only one of that name.
-    before, _, after = payload.rpartition(_USAGE)
-    if (
-        after.removeprefix(b":").lstrip(b" ") == bytes(usage) + b"}"
-        and before.endswith((b",", b", "))
-        and _USAGE not in before
-    ):
+    before, _, after = payload.partition(_USAGE)
+    is_last = after in _NONE_YET or after.removeprefix(b":").lstrip(b" ") == bytes(usage) + b"}"
+    if is_last and before.endswith((b",", b", ")):
         return before.rstrip(b", ") + b"}"
     document = read_document(payload)
     document.pop("usage", None)
