@@ -22,12 +22,15 @@ RENEWING_PART: Final = 4
 
 @dataclass(slots=True)
 class LeasePocket:
-    """Everything of one key and one payer; the oldest lease is used first."""
+    """Everything of one key and one payer; a lease is used until it has too little, then the oldest
+    that has enough."""
 
     scope: HoldScope
     payer_id: str
     currency: Currency
     leases: list[LeaseInHand] = field(default_factory=list[LeaseInHand])
+    # The one that was used last.
+    current: LeaseInHand | None = None
     # A hold like those that come: the largest of late.
     typical: LeaseSize = field(default_factory=lambda: LeaseSize(0, 0))
     holds_wanted: int = HOLDS_FIRST
@@ -37,10 +40,18 @@ class LeasePocket:
     rests_until: datetime | None = None
 
     def find(self, size: LeaseSize, *, at: datetime) -> LeaseInHand | None:
-        for lease in self.leases:
-            if lease.covers(size, at=at):
-                return lease
-        return None
+        """A lease that covers so much, if one does."""
+        current = self.current
+        if current is not None and current.covers(size, at=at):
+            return current
+        self.current = next((one for one in self.leases if one.covers(size, at=at)), None)
+        return self.current
+
+    def forget(self, lease: LeaseInHand) -> None:
+        """It is not in hand any more."""
+        self.leases.remove(lease)
+        if self.current is lease:
+            self.current = None
 
     def miss(self, size: LeaseSize, *, at: datetime, ttl: timedelta) -> None:
         """No lease covered a hold; one miss after a long while counts as the first."""

@@ -56,7 +56,7 @@ class LeaseWallet:
         self._leases[lease.id] = pocket.leases[-1]
 
     def forget(self, pocket: LeasePocket, lease: LeaseInHand) -> None:
-        pocket.leases.remove(lease)
+        pocket.forget(lease)
         del self._leases[lease.lease.id]
 
     def find(self, lease_id: str) -> LeaseInHand | None:
