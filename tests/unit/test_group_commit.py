@@ -103,3 +103,39 @@ def test_what_gathers_is_handed_over_when_there_is_enough_or_after_a_while() -> 
         return together
 
     assert asyncio.run(put()) == [[0, 1], [2]]
+
+
+def test_what_may_wait_goes_with_the_next_that_may_not() -> None:
+    queue = CommitQueue[int](batch_max=10)
+
+    async def put() -> list[int]:
+        queue.put(1, may_wait_s=3600)
+        await asyncio.sleep(0)
+        assert queue._commits.empty()  # pyright: ignore[reportPrivateUsage]
+        queue.put(2)
+        queue.put(3, may_wait_s=3600)
+        return await asyncio.get_running_loop().run_in_executor(None, taken, queue)
+
+    assert asyncio.run(put()) == [1, 2, 3]
+
+
+def test_what_may_wait_is_handed_over_alone_in_the_end() -> None:
+    queue = CommitQueue[int](batch_max=10)
+
+    async def put() -> list[int]:
+        queue.put(1, may_wait_s=0.01)
+        return await asyncio.get_running_loop().run_in_executor(None, taken, queue)
+
+    assert asyncio.run(put()) == [1]
+
+
+def test_what_was_handed_over_takes_in_what_may_wait_until_it_is_taken() -> None:
+    queue = CommitQueue[int](batch_max=10)
+
+    async def put() -> list[int]:
+        queue.put(1)
+        await asyncio.sleep(0)
+        queue.put(2, may_wait_s=3600)
+        return taken(queue)
+
+    assert asyncio.run(put()) == [1, 2]

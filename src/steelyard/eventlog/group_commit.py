@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
+INFINITE: Final = float("inf")
 
 _Waiters = dict[asyncio.AbstractEventLoop, "list[asyncio.Future[None]]"]
 
@@ -62,8 +63,9 @@ class CommitQueue(Generic[T]):
     """Many threads put, one thread takes whatever has gathered.
 
     What an event loop puts is handed over when the loop has done all that was ready: the taker is
-    woken once for many, and not in the midst of the loop's work. With `gather_s` it is so long after
-    the first of it, or when there are `gather_max`.
+    woken once for many, and not in the midst of the loop's work. What may wait, or everything with
+    `gather_s`, is handed over so long after the first of it, or with what may not, or when there are
+    `gather_max`.
     """
 
     def __init__(
@@ -76,22 +78,23 @@ class CommitQueue(Generic[T]):
         # Commits that nobody has taken; None is the last one.
         self._commits: SimpleQueue[Commit[T] | None] = SimpleQueue()
         self._newest: Commit[T] | None = None
-        # Whether the newest is still to be handed over, by the event loop that began it.
+        # Whether the newest is still to be handed over, and how soon the event loop was told to.
         self._is_gathering = False
+        self._due_in_s = INFINITE
         self._waiting_count = 0
 
-    def put(self, item: T) -> Commit[T]:
-        """The commit that the item will be in."""
+    def put(self, item: T, *, may_wait_s: float = 0.0) -> Commit[T]:
+        """The commit that the item will be in; nobody else need wait for one that may wait."""
         loop = asyncio._get_running_loop()  # pyright: ignore[reportPrivateUsage]
         with self._lock:
             self._waiting_count += 1
             commit = self._with_room()
             commit.items.append(item)
-            if loop is not None and len(commit.items) == 1:
-                self._call_when_gathered(loop, commit)
             # Whoever is no event loop may wait for it at once.
             if loop is None or len(commit.items) >= self._gather_max:
                 self._hand_over()
+            elif self._is_gathering:
+                self._call_when_gathered(loop, commit, may_wait_s or self._gather_s)
             return commit
 
     def put_all(self, items: Sequence[T]) -> Sequence[Commit[T]]:
@@ -137,11 +140,18 @@ class CommitQueue(Generic[T]):
         if self._newest is None or len(self._newest.items) >= self._batch_max:
             self._newest = Commit()
             self._is_gathering = True
+            self._due_in_s = INFINITE
         return self._newest
 
-    def _call_when_gathered(self, loop: asyncio.AbstractEventLoop, commit: Commit[T]) -> None:
-        if self._gather_s:
-            loop.call_later(self._gather_s, self._gathered, commit)
+    def _call_when_gathered(
+        self, loop: asyncio.AbstractEventLoop, commit: Commit[T], wait_s: float
+    ) -> None:
+        """With the lock. What was put before and may wait longer goes with it."""
+        if wait_s >= self._due_in_s:
+            return
+        self._due_in_s = wait_s
+        if wait_s:
+            loop.call_later(wait_s, self._gathered, commit)
         else:
             loop.call_soon(self._gathered, commit)
 

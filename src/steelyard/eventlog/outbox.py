@@ -35,6 +35,8 @@ log = structlog.get_logger()
 FIRST_PREVIOUS_HASH = "0" * 64
 RETRY_S = 0.2
 BATCH_MAX = 1_000
+# How long an opening that nobody waits for may wait for a record that somebody does.
+UNAWAITED_S = 0.002
 # What attempts that are open may still write when new ones are refused already.
 RESERVE_PART = 8
 RESERVE_BYTES_MAX = 16 * 1024 * 1024
@@ -115,10 +117,12 @@ class Outbox:
                 "outbox, look at the worker, or raise the limit (STEELYARD_OUTBOX_BYTES_MAX)"
             )
 
-    def open(self, attempt: OpenedAttempt) -> PendingOpening:
-        """Queue the opening of an attempt; the client may see its first byte once it is done."""
+    def open(self, attempt: OpenedAttempt, *, is_awaited: bool = True) -> PendingOpening:
+        """Queue the opening of an attempt; the client may see its first byte once it is done. One
+        that is not awaited goes to the disk with the next record that is, or a moment later."""
         pending = PendingOpening(attempt)
-        pending.commit = self._queue.put(pending)
+        wait_s = 0.0 if is_awaited else UNAWAITED_S
+        pending.commit = self._queue.put(pending, may_wait_s=wait_s)
         return pending
 
     def append(self, draft: EventDraft) -> PendingEvent:

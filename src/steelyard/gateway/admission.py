@@ -201,8 +201,9 @@ class Admission:
             pinned=route.pinned,
             opened=opened,
             held=self._growing(hold, bound, route.pinned),
-            # Its way to the disk overlaps with the upstream's own latency.
-            opening=self.outbox.open(attempt),
+            # Its way to the disk overlaps with the upstream's own latency. The first byte of an
+            # answer that comes whole waits for the event, which is behind it.
+            opening=self.outbox.open(attempt, is_awaited=asked.is_streamed),
             input_tokens_max=bound.input_tokens,
             output_tokens_max=bound.output_tokens,
             counting=received.counting,
