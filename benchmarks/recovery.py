@@ -97,7 +97,7 @@ async def _recover(bench: Bench, outbox: Outbox, url: str) -> None:
     """What a gateway does when it starts."""
     clock = SystemClock()
     books, prices = bench.stores.books, bench.stores.prices
-    snapshot = Snapshot[Sequence[PriceVersion]](prices.versions, prices.revision, 1.0)
+    snapshot = Snapshot[Sequence[PriceVersion]](prices.versions, prices.revision)
     upstream = OpenAIHttpUpstream(
         UPSTREAM,
         url,

@@ -233,11 +233,11 @@ class World:
         )
         self.hold_desk = self.holding.hold_desk
         prices = Snapshot[Sequence[PriceVersion]](
-            self.stores.prices.versions, self.stores.prices.revision, 1.0
+            self.stores.prices.versions, self.stores.prices.revision
         )
         self.prices = PriceDirectory(prices, self.clock)
         self.limits = LimitDirectory(
-            Snapshot[LimitsByPlace](self.stores.access.limits, self.stores.access.revision, 1.0),
+            Snapshot[LimitsByPlace](self.stores.access.limits, self.stores.access.revision),
             LimitDefaults(
                 input_tokens_max=self.settings.input_tokens_max,
                 output_tokens_default=self.settings.output_tokens_default,

@@ -233,12 +233,11 @@ def a_key(world: World) -> tuple[VirtualKey, KeyDirectory]:
     access, pepper = world.stores.access, world.stores.pepper
     access.insert_key(key, secret_hash=hash_secret(SECRET, pepper=pepper))
     snapshot = Snapshot[SecretsByHash](
-        lambda: {secret.secret_hash: secret for secret in access.secrets()}, access.revision, 1
+        lambda: {secret.secret_hash: secret for secret in access.secrets()}, access.revision
     )
     revoked = Snapshot[frozenset[str]](
         lambda: access.revoked_keys(since=world.clock.now() - timedelta(hours=1)),
         access.revision,
-        1,
     )
     return key, KeyDirectory(snapshot, revoked, pepper, world.clock)
 

@@ -160,11 +160,9 @@ class GatewayProcess:
         universe.note("process.started", source=outbox.source)
         stores = universe.stores
         holding = Holding.of(books, outbox, clock, ttl_s=universe.plan.lease_ttl_s)
-        prices = Snapshot[Sequence[PriceVersion]](
-            stores.prices.versions, stores.prices.revision, 30.0
-        )
+        prices = Snapshot[Sequence[PriceVersion]](stores.prices.versions, stores.prices.revision)
         limits = LimitDirectory(
-            Snapshot[LimitsByPlace](stores.access.limits, stores.access.revision, 30.0), LIMITS
+            Snapshot[LimitsByPlace](stores.access.limits, stores.access.revision), LIMITS
         )
         directory = PriceDirectory(prices, clock)
         catalog = ModelCatalog(routes_to_all([self._engine]), universe.loop.time)

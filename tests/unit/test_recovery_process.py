@@ -40,7 +40,7 @@ class WatchedDraftingProcess(DraftingProcess):
 def test_a_gateway_that_stops_before_it_has_taken_a_part_leaves_no_trace(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    snapshot = Snapshot[Sequence[PriceVersion]](list, lambda: 1, every_s=1.0)
+    snapshot = Snapshot[Sequence[PriceVersion]](list, lambda: 1)
     anyio.run(snapshot.refresh)
     clock = SystemClock()
     drafting = WatchedDraftingProcess(CrashDrafts(PriceDirectory(snapshot, clock)))

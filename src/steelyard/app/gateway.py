@@ -1,11 +1,11 @@
 """Builds the gateway from its parts."""
 
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -42,7 +42,7 @@ from steelyard.gateway.pipelines.run_store import RunStore
 from steelyard.gateway.prices import PriceDirectory
 from steelyard.gateway.prompt_counter import PromptCounter
 from steelyard.gateway.recovery import Recovery
-from steelyard.gateway.snapshot import Snapshot
+from steelyard.gateway.snapshot import Snapshot, SnapshotWatch
 from steelyard.gateway.upstream_audit import UpstreamAudit
 from steelyard.gateway.upstreams.base import Upstream
 from steelyard.ids import new_id
@@ -89,9 +89,9 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     closing.push_async_callback(anyio.to_thread.run_sync, outbox.close)
     holding = Holding.of(stores.books, outbox, stores.clock, ttl_s=settings.lease_ttl_s)
     closing.push_async_callback(holding.close)
-    keys = _key_directory(settings, stores)
+    keys = _key_directory(stores)
     limits = _limit_directory(settings, stores.access)
-    prices = _price_directory(settings, stores)
+    prices = _price_directory(stores)
     counting = open_counts(settings)
     recovery = _recovery(
         settings, stores, holding, prices=prices, upstreams=catalog.routes.upstreams
@@ -125,7 +125,9 @@ async def _open_parts(settings: Settings, closing: AsyncExitStack) -> AsyncGener
     documents = await _open_documents(settings, stores, gateway, closing=closing)
     left_open = await anyio.to_thread.run_sync(recovery.find)
     snapshots = keys.revoked, keys.snapshot, limits.snapshot, prices.snapshot
-    watches = [await _watched(snapshot) for snapshot in snapshots]
+    for snapshot in snapshots:
+        await snapshot.refresh()
+    watches = [SnapshotWatch(snapshots, settings.refresh_s).watch]
     watches += [catalog.watch, watch_pruning, holding.keeper.keep, counting.keep]
     watches += [batches.run, documents.keep]
     async with routing.opened(catalog), anyio.create_task_group() as tasks:
@@ -196,12 +198,6 @@ def _answers(settings: Settings, clock: Clock) -> SqliteAnswerStore:
         keep_s=settings.idempotency_keep_s,
         bytes_max=settings.idempotency_bytes_max,
     )
-
-
-async def _watched(snapshot: Snapshot[Any]) -> Callable[[], Coroutine[Any, Any, None]]:
-    """What keeps a snapshot fresh, once it has been read."""
-    await snapshot.refresh()
-    return snapshot.watch
 
 
 async def _open_batches(
@@ -289,7 +285,7 @@ def _counting_process(settings: Settings) -> CountingProcess:
 
 
 def _limit_directory(settings: Settings, access: AccessStore) -> LimitDirectory:
-    snapshot = Snapshot[LimitsByPlace](access.limits, access.revision, settings.refresh_s)
+    snapshot = Snapshot[LimitsByPlace](access.limits, access.revision)
     defaults = LimitDefaults(
         input_tokens_max=settings.input_tokens_max,
         output_tokens_default=settings.output_tokens_default,
@@ -306,23 +302,19 @@ def _disconnect_policies(settings: Settings) -> DisconnectPolicies:
     return DisconnectPolicies(settings.disconnect_policy, by_model)
 
 
-def _price_directory(settings: Settings, stores: Stores) -> PriceDirectory:
-    snapshot = Snapshot[Sequence[PriceVersion]](
-        stores.prices.versions, stores.prices.revision, settings.refresh_s
-    )
+def _price_directory(stores: Stores) -> PriceDirectory:
+    snapshot = Snapshot[Sequence[PriceVersion]](stores.prices.versions, stores.prices.revision)
     return PriceDirectory(snapshot, stores.clock)
 
 
-def _key_directory(settings: Settings, stores: Stores) -> KeyDirectory:
+def _key_directory(stores: Stores) -> KeyDirectory:
     access = stores.access
     snapshot = Snapshot[SecretsByHash](
         lambda: {secret.secret_hash: secret for secret in access.secrets()},
         access.revision,
-        settings.refresh_s,
     )
     revoked = Snapshot[frozenset[str]](
         lambda: access.revoked_keys(since=stores.clock.now() - JUST_REVOKED),
         access.revision,
-        settings.refresh_s,
     )
     return KeyDirectory(snapshot, revoked, stores.pepper, stores.clock)

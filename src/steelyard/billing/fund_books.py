@@ -104,10 +104,6 @@ class LeaseBooks(Protocol):
         """The leases of a payer, or of an organisation, that holds may still be granted from."""
         ...
 
-    def recalled_leases(self, *, source: str) -> list[str]:
-        """The leases that this gateway is asked to give back."""
-        ...
-
     def leases_of(self, *, source_prefix: str) -> list[Lease]:
         """The leases of gateways whose source begins so."""
         ...
@@ -170,3 +166,8 @@ class FundBooks(Protocol):
     """The books, in units of work on funds."""
 
     def write(self) -> AbstractContextManager[FundUnit]: ...
+
+    def recalled_leases(self, *, source: str) -> list[str]:
+        """The leases that this gateway is asked to give back. It asks often: this waits for no
+        writer, and keeps none waiting."""
+        ...

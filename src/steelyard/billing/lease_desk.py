@@ -103,8 +103,7 @@ class LeaseDesk:
 
     def recalled(self, *, source: str) -> Sequence[str]:
         """The leases that this gateway is asked to give back."""
-        with self._books.write() as unit:
-            return unit.recalled_leases(source=source)
+        return self._books.recalled_leases(source=source)
 
     def left_by(self, *, source_prefix: str) -> Sequence[Lease]:
         """The leases of gateways whose source begins so: of earlier lives, for recovery."""

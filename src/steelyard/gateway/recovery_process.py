@@ -151,7 +151,7 @@ def _serve(connection: Connection, documents: Mapping[str, dict[str, Any]]) -> N
     # Nothing here refers to itself in a circle, so there is nothing for the collector to find.
     gc.disable()
     versions = [PriceVersion(sha256, read_canonical(one)) for sha256, one in documents.items()]
-    snapshot = Snapshot[Sequence[PriceVersion]](lambda: versions, lambda: 1, every_s=1.0)
+    snapshot = Snapshot[Sequence[PriceVersion]](lambda: versions, lambda: 1)
     anyio.run(snapshot.refresh)
     drafts = CrashDrafts(PriceDirectory(snapshot, SystemClock()))
     # While one part is drafted, the one before is on its way: the gateway has much else to do.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, Table, insert, select, update
+from sqlalchemy import Connection, Row, Select, Table, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from steelyard.access.limits import NO_LIMITS, LimitScope, LimitSet
@@ -15,8 +15,13 @@ from steelyard.money import Currency
 from steelyard.storage import schema
 from steelyard.storage.database import Database
 from steelyard.storage.limit_rows import read_limits, write_limits
+from steelyard.storage.prepared import PreparedStatement
 
 TOPIC: Final = "access"
+# Every gateway asks for it several times a second.
+_REVISION = PreparedStatement(
+    select(schema.revisions.c.revision).where(schema.revisions.c.topic == bindparam("topic"))
+)
 
 _organisations, _departments = schema.organisations, schema.departments
 _projects, _keys = schema.projects, schema.virtual_keys
@@ -251,9 +256,8 @@ class SqlAccessStore:
 
 
 def read_revision(connection: Connection, topic: str) -> int:
-    revisions = schema.revisions
-    query = select(revisions.c.revision).where(revisions.c.topic == topic)
-    return connection.execute(query).scalar_one_or_none() or 0
+    rows = _REVISION.rows(connection, {"topic": topic})
+    return int(rows[0][0]) if rows else 0
 
 
 def bump_revision(connection: Connection, topic: str) -> None:

@@ -24,6 +24,7 @@ from steelyard.storage import schema
 from steelyard.storage.bulk import BulkInsert, BulkSum
 from steelyard.storage.chargeback_unit import SqlChargebackUnit
 from steelyard.storage.database import Database
+from steelyard.storage.lease_unit import read_recalled_leases
 from steelyard.storage.quarantine_unit import SqlQuarantineUnit
 from steelyard.storage.re_rating_unit import SqlReRatingUnit
 from steelyard.storage.set_statement import SetStatement
@@ -57,6 +58,10 @@ class SqlBooks:
             unit = SqlBooksUnit(connection, path_ids=self._path_ids)
             yield unit
         self._path_ids |= unit.new_path_ids
+
+    def recalled_leases(self, *, source: str) -> list[str]:
+        with self._database.read() as connection:
+            return read_recalled_leases(connection, source=source)
 
 
 class SqlBooksUnit(
