@@ -139,3 +139,43 @@ def test_what_was_handed_over_takes_in_what_may_wait_until_it_is_taken() -> None
         return taken(queue)
 
     assert asyncio.run(put()) == [1, 2]
+
+
+def test_each_waits_as_long_as_it_will_and_no_longer() -> None:
+    async def wait() -> list[str]:
+        commit = Commit[int]()
+
+        async def one(name: str, timeout_s: float | None) -> str:
+            try:
+                await commit.durable(timeout_s=timeout_s)
+            except TimeoutError:
+                return f"{name} gave up"
+            return f"{name} knows"
+
+        waits = [("long", 60.0), ("short", 0.01), ("shorter", 0.005), ("for ever", None)]
+        waiting = [asyncio.ensure_future(one(*each)) for each in waits]
+        done, _ = await asyncio.wait(waiting[1:3], timeout=30)
+        assert len(done) == 2
+        assert not waiting[0].done()
+        commit.finish()
+        return await asyncio.gather(*waiting)
+
+    assert asyncio.run(wait()) == [
+        "long knows",
+        "short gave up",
+        "shorter gave up",
+        "for ever knows",
+    ]
+
+
+def test_who_waits_no_longer_is_not_told() -> None:
+    async def wait() -> None:
+        commit = Commit[int]()
+        left, stays = (asyncio.ensure_future(commit.durable(timeout_s=60)) for _ in range(2))
+        await asyncio.sleep(0)
+        left.cancel()
+        commit.finish()
+        await asyncio.wait_for(stays, 30)
+        assert left.cancelled()
+
+    asyncio.run(wait())
