@@ -333,7 +333,7 @@ class Settings(BaseSettings):
         description="how far an upstream's counts may be from the tokenizer's, in per cent",
     )
     worker_poll_s: float = Field(
-        default=0.05,
+        default=0.2,
         gt=0,
         le=60,
         description="how often a worker that has caught up looks for new events, in seconds; what "
