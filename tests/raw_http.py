@@ -70,7 +70,10 @@ class Peer:
             await self.writer.drain()
 
     def close(self) -> None:
-        self.writer.transport.abort()
+        # A transport of Python 3.11 that closed by itself once it had written everything has no loop
+        # any more, and stumbles over that.
+        with suppress(AttributeError):
+            self.writer.transport.abort()
 
     async def closed(self) -> None:
         """Wait until the client has closed."""
