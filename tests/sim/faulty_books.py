@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 from steelyard.storage.books import SqlBooks, SqlBooksUnit
 from steelyard.storage.database import BooksUnavailable
-from steelyard.storage.lease_unit import read_recalled_leases
 from tests.sim.life import LIFE, Crashed
 from tests.sim.plan import Faults
 from tests.sim.universe import Universe
@@ -44,9 +43,10 @@ class FaultyBooks(SqlBooks):
             self._universe.note("books.answer_lost")
             raise BooksUnavailable("the simulated connection was lost after the commit")
 
-    def recalled_leases(self, *, source: str) -> list[str]:
+    @contextmanager
+    def read_leases(self) -> Generator[SqlBooksUnit]:
         with self.write() as unit:
-            return read_recalled_leases(unit.connection, source=source)
+            yield unit
 
     def _travel(self) -> None:
         sleep_here(self._universe.chance.uniform(0, QUERY_S))

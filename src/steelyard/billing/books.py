@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 from steelyard.billing.chargeback_books import ChargebackUnit
 from steelyard.billing.event_preparation import PreparedBatch, PreparedEvent, UsagePath
 from steelyard.billing.event_shares import EventShare
+from steelyard.billing.fund_books import LeaseLook
 from steelyard.billing.hourly_sums import UsageSums
 from steelyard.billing.quarantine import QuarantineUnit
 from steelyard.billing.re_rating import ReRatingUnit
@@ -132,4 +133,4 @@ class Books(Protocol):
 
     def write(self) -> AbstractContextManager[BooksUnit]: ...
 
-    def recalled_leases(self, *, source: str) -> list[str]: ...
+    def read_leases(self) -> AbstractContextManager[LeaseLook]: ...

@@ -81,7 +81,19 @@ class BudgetBooks(Protocol):
         ...
 
 
-class LeaseBooks(Protocol):
+class LeaseLook(Protocol):
+    """What gateways ask of leases again and again."""
+
+    def leases_in_hand(self, owner_id: str) -> list[str]:
+        """The leases of a payer, or of an organisation, that holds may still be granted from."""
+        ...
+
+    def recalled_leases(self, *, source: str) -> list[str]:
+        """The leases that this gateway is asked to give back."""
+        ...
+
+
+class LeaseBooks(LeaseLook, Protocol):
     """Leases as one unit of work sees them."""
 
     def insert_lease(self, lease: Lease) -> None: ...
@@ -98,10 +110,6 @@ class LeaseBooks(Protocol):
 
     def recall_leases(self, owner_id: str) -> None:
         """Ask for the open leases of a payer, or of an organisation, back."""
-        ...
-
-    def leases_in_hand(self, owner_id: str) -> list[str]:
-        """The leases of a payer, or of an organisation, that holds may still be granted from."""
         ...
 
     def leases_of(self, *, source_prefix: str) -> list[Lease]:
@@ -167,7 +175,6 @@ class FundBooks(Protocol):
 
     def write(self) -> AbstractContextManager[FundUnit]: ...
 
-    def recalled_leases(self, *, source: str) -> list[str]:
-        """The leases that this gateway is asked to give back. It asks often: this waits for no
-        writer, and keeps none waiting."""
+    def read_leases(self) -> AbstractContextManager[LeaseLook]:
+        """A look at one moment, which waits for no writer and keeps none waiting."""
         ...

@@ -98,12 +98,13 @@ class LeaseDesk:
 
     def in_hand(self, owner_id: str) -> Sequence[str]:
         """The leases of a payer, or of an organisation, that holds may still be granted from."""
-        with self._books.write() as unit:
-            return unit.leases_in_hand(owner_id)
+        with self._books.read_leases() as look:
+            return look.leases_in_hand(owner_id)
 
     def recalled(self, *, source: str) -> Sequence[str]:
         """The leases that this gateway is asked to give back."""
-        return self._books.recalled_leases(source=source)
+        with self._books.read_leases() as look:
+            return look.recalled_leases(source=source)
 
     def left_by(self, *, source_prefix: str) -> Sequence[Lease]:
         """The leases of gateways whose source begins so: of earlier lives, for recovery."""

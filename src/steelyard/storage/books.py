@@ -24,7 +24,7 @@ from steelyard.storage import schema
 from steelyard.storage.bulk import BulkInsert, BulkSum
 from steelyard.storage.chargeback_unit import SqlChargebackUnit
 from steelyard.storage.database import Database
-from steelyard.storage.lease_unit import read_recalled_leases
+from steelyard.storage.lease_unit import SqlLeaseUnit
 from steelyard.storage.quarantine_unit import SqlQuarantineUnit
 from steelyard.storage.re_rating_unit import SqlReRatingUnit
 from steelyard.storage.set_statement import SetStatement
@@ -59,9 +59,10 @@ class SqlBooks:
             yield unit
         self._path_ids |= unit.new_path_ids
 
-    def recalled_leases(self, *, source: str) -> list[str]:
+    @contextmanager
+    def read_leases(self) -> Generator[SqlLeaseUnit]:
         with self._database.read() as connection:
-            return read_recalled_leases(connection, source=source)
+            yield SqlLeaseUnit(connection)
 
 
 class SqlBooksUnit(

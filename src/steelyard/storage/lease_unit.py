@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import bindparam, delete, insert, select, update
 
 from steelyard.ledger.hold import (
     read_budget_draws,
@@ -58,11 +58,6 @@ _OF_SOURCES = SetStatement(
     f"{SELECT_LEASES} WHERE substr(source, 1, length(CAST(:prefix AS TEXT))) = :prefix ORDER BY id"
 )
 _ENDING_WITH = SetStatement("SELECT id FROM leases WHERE last_event_id IN :ids")
-
-
-def read_recalled_leases(connection: Connection, *, source: str) -> list[str]:
-    """Those that this gateway is asked to give back."""
-    return sorted(row[0] for row in _RECALLED.rows_in(connection, [source]))
 
 
 class _Named(msgspec.Struct):
@@ -119,6 +114,9 @@ class SqlLeaseUnit(SqlBudgetUnit):
 
     def leases_in_hand(self, owner_id: str) -> list[str]:
         return sorted(row[0] for row in _FREE.rows_in(self.connection, [owner_id]))
+
+    def recalled_leases(self, *, source: str) -> list[str]:
+        return sorted(row[0] for row in _RECALLED.rows_in(self.connection, [source]))
 
     def leases_of(self, *, source_prefix: str) -> list[Lease]:
         rows = _OF_SOURCES.rows(self.connection, {"prefix": source_prefix})
