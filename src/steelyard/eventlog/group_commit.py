@@ -8,6 +8,8 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Final, Generic, TypeVar
 
+from steelyard.running_loop import running_loop
+
 T = TypeVar("T")
 INFINITE: Final = float("inf")
 
@@ -30,7 +32,8 @@ class Commit(Generic[T]):
         """Return when it is on the disk, or raise what became of it; raises TimeoutError if that
         is not known in time."""
         if not self._is_over:
-            loop = asyncio.get_running_loop()
+            loop = running_loop()
+            assert loop is not None, "it is awaited"
             waiter: asyncio.Future[None] = loop.create_future()
             with self._lock:
                 # Whoever finishes it has the lock, and finds the waiter or was there before.
@@ -38,7 +41,12 @@ class Commit(Generic[T]):
                 if not is_over:
                     self._waiting.setdefault(loop, []).append(waiter)
             if not is_over:
-                await _wait(waiter, timeout_s)
+                alarm = None if timeout_s is None else loop.call_later(timeout_s, _expire, waiter)
+                try:
+                    await waiter
+                finally:
+                    if alarm is not None:
+                        alarm.cancel()
         if self._failure is not None:
             raise self._failure
 
@@ -85,7 +93,7 @@ class CommitQueue(Generic[T]):
 
     def put(self, item: T, *, may_wait_s: float = 0.0) -> Commit[T]:
         """The commit that the item will be in; nobody else need wait for one that may wait."""
-        loop = asyncio._get_running_loop()  # pyright: ignore[reportPrivateUsage]
+        loop = running_loop()
         with self._lock:
             self._waiting_count += 1
             commit = self._with_room()
@@ -165,17 +173,6 @@ class CommitQueue(Generic[T]):
         if self._newest is not None and self._is_gathering:
             self._is_gathering = False
             self._commits.put(self._newest)
-
-
-async def _wait(waiter: "asyncio.Future[None]", timeout_s: float | None) -> None:
-    if timeout_s is None:
-        await waiter
-        return
-    alarm = waiter.get_loop().call_later(timeout_s, _expire, waiter)
-    try:
-        await waiter
-    finally:
-        alarm.cancel()
 
 
 def _expire(waiter: "asyncio.Future[None]") -> None:

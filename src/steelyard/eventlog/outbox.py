@@ -5,7 +5,7 @@ requests share one sync and a lone one waits for nobody.
 """
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -135,10 +135,10 @@ class Outbox:
         """Queue many events; the commits that they will be in."""
         return self._queue.put_all([PendingEvent(draft) for draft in drafts])
 
-    async def durable(self, pending: PendingRecord, *, timeout_s: float | None = None) -> None:
-        """Return when it is on the disk; raises EventLogUnavailable if it never will be, and
+    def durable(self, pending: PendingRecord, *, timeout_s: float | None = None) -> Awaitable[None]:
+        """Returns when it is on the disk; raises EventLogUnavailable if it never will be, and
         TimeoutError if that is not known in time."""
-        await pending.commit.durable(timeout_s=timeout_s)
+        return pending.commit.durable(timeout_s=timeout_s)
 
     def amend(self, pending: PendingEvent, draft: EventDraft) -> bool:
         """Replace an event that is still waiting; False if it is on the disk already."""

@@ -10,6 +10,7 @@ from steelyard.gateway.admission import Admitted
 from steelyard.gateway.closing import opening_durable
 from steelyard.gateway.relay import Client, ClientLeft
 from steelyard.metering.answer_meter import AnswerMeter
+from steelyard.running_loop import running_loop
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class StoppedByLeaving:
     _is_over: bool = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(running_loop())
         assert task is not None, "an attempt runs in a task"
         self._task, self._cancelling = task, task.cancelling()
         self.client.client.when_left(self._stop)
