@@ -130,7 +130,7 @@ class HttpConnection(asyncio.Protocol):
         while not self.has_head:
             if self._failure is not None:
                 raise self._failure
-            await self._wait(by_s)
+            await self._more(by_s)
 
     def take(self) -> bytes:
         """What has come of the body and was not taken yet."""
@@ -152,7 +152,7 @@ class HttpConnection(asyncio.Protocol):
                 return b""
             if self._failure is not None:
                 raise self._failure
-            await self._wait(by_s)
+            await self._more(by_s)
         return self.take()
 
     async def whole(self, *, silence_s: float, ends_s: float, bytes_max: int) -> bytes:
@@ -167,7 +167,7 @@ class HttpConnection(asyncio.Protocol):
             if self._size > bytes_max:
                 raise AnswerTooLong
             # A wait of `silence_s` is moved on by each piece that comes.
-            await self._wait(min(self._loop.time() + silence_s, ends_s))
+            await self._more(min(self._loop.time() + silence_s, ends_s))
         if self._size > bytes_max:
             raise AnswerTooLong
         return self.take()
@@ -304,14 +304,11 @@ class HttpConnection(asyncio.Protocol):
         self._silence_s: float | None = None
         self._ends_s = float("inf")
 
-    async def _wait(self, by_s: float) -> None:
-        """Until there is more to see; raises TimeoutError at that time."""
+    def _more(self, by_s: float) -> "asyncio.Future[None]":
+        """Done when there is more to see; raises TimeoutError at that time."""
         self._waiter = waiter = self._loop.create_future()
         self._watch(by_s)
-        try:
-            await waiter
-        finally:
-            self._waiter = None
+        return waiter
 
     def _tell(self) -> None:
         """Wake who waits, unless it waits for more than this."""
@@ -321,7 +318,7 @@ class HttpConnection(asyncio.Protocol):
             self._wake()
 
     def _wake(self) -> None:
-        waiter = self._waiter
+        waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -360,5 +357,7 @@ class HttpConnection(asyncio.Protocol):
             self._watch(self._by_s)
         elif self._lingered is not None:
             self.abort()
-        elif self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(TimeoutError())
+        elif self._waiter is not None:
+            waiter, self._waiter = self._waiter, None
+            if not waiter.done():
+                waiter.set_exception(TimeoutError())

@@ -135,7 +135,10 @@ class OpenAIHttpUpstream:
         self.open_count += 1
         try:
             try:
-                return await self._ask(head, body, by_s=pace.deadline_s()), pace
+                connection = await self._opened_pool().ask(head, body, by_s=pace.deadline_s())
+                return connection, pace
+            except (PoolClosed, ConnectionBroken) as error:
+                raise self._unreachable(error) from error
             except TimeoutError as error:
                 raise pace.too_slow() from error
         except BaseException:
@@ -163,9 +166,15 @@ class OpenAIHttpUpstream:
         ends_s = FOREVER if within_s is None else began_s + within_s
         self.open_count += 1
         try:
-            connection = await self._begin(
-                head, body, silent_by_s=began_s + silence_s, ends_s=ends_s
-            )
+            try:
+                by_s = min(began_s + silence_s, ends_s)
+                connection = await self._opened_pool().ask(head, body, by_s=by_s)
+            except (PoolClosed, ConnectionBroken) as error:
+                raise self._unreachable(error) from error
+            except TimeoutError as error:
+                if ends_s <= began_s + silence_s:
+                    raise
+                raise self._too_slow("beginning", silence_s) from error
             try:
                 return await read_whole(connection, silence_s=silence_s, ends_s=ends_s)
             finally:
@@ -173,23 +182,10 @@ class OpenAIHttpUpstream:
         finally:
             self.open_count -= 1
 
-    async def _begin(
-        self, head: bytes, body: bytes, *, silent_by_s: float, ends_s: float
-    ) -> HttpConnection:
-        try:
-            return await self._ask(head, body, by_s=min(silent_by_s, ends_s))
-        except TimeoutError as error:
-            if ends_s <= silent_by_s:
-                raise
-            raise self._too_slow("beginning", self._timeouts.silence_s) from error
-
-    async def _ask(self, head: bytes, body: bytes, *, by_s: float) -> HttpConnection:
-        try:
-            return await self._opened_pool().ask(head, body, by_s=by_s)
-        except PoolClosed as error:
-            raise UpstreamUnavailable(f"{self.name} is not configured any more") from error
-        except ConnectionBroken as error:
-            raise UpstreamUnavailable(f"{self.name} cannot be reached; try again") from error
+    def _unreachable(self, error: PoolClosed | ConnectionBroken) -> UpstreamUnavailable:
+        if isinstance(error, PoolClosed):
+            return UpstreamUnavailable(f"{self.name} is not configured any more")
+        return UpstreamUnavailable(f"{self.name} cannot be reached; try again")
 
     def _too_slow(self, what: str, limit_s: float | None) -> UpstreamTimedOut:
         return UpstreamTimedOut(f"{self.name} took longer than {limit_s} s for the {what}")
