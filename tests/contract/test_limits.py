@@ -9,10 +9,18 @@ import pytest
 
 from steelyard.access.limits import LimitMalformed, LimitScope, LimitSet
 from steelyard.access.rate_limit import RateLimited
-from steelyard.access.virtual_key import KeyExpired, KeyRevoked, VirtualKey, hash_secret, hint_of
+from steelyard.access.virtual_key import (
+    KeyExpired,
+    KeyMissing,
+    KeyRevoked,
+    KeyUnknown,
+    VirtualKey,
+    hash_secret,
+    hint_of,
+)
 from steelyard.entrypoints.anthropic_api.error_answer import AnthropicErrors
 from steelyard.entrypoints.openai_api.error_answer import error_headers
-from steelyard.gateway.key_directory import KeyDirectory, SecretsByHash
+from steelyard.gateway.key_directory import GivenBefore, KeyDirectory, SecretsByHash
 from steelyard.gateway.snapshot import Snapshot
 from steelyard.gateway.upstreams.scripted import Script
 from steelyard.timestamp import read_timestamp
@@ -294,6 +302,28 @@ def test_a_revoked_key_is_dead_before_all_keys_have_been_read_again(world: World
 
     with pytest.raises(KeyRevoked):
         anyio.run(look)
+
+
+def test_what_a_connection_gave_before_opens_nothing_else(world: World) -> None:
+    key, directory = a_key(world)
+    before = GivenBefore()
+
+    async def look(authorization: str | None) -> VirtualKey:
+        await directory.revoked.refresh()
+        return await directory.find(authorization, before=before)
+
+    assert anyio.run(look, f"Bearer {SECRET}") == key
+    assert anyio.run(look, f"Bearer {SECRET}") == key
+    for other in (f"Bearer {NEW_SECRET}", f"Bearer {SECRET}x", f"Bearer {SECRET[:-1]}ä"):
+        with pytest.raises(KeyUnknown):
+            anyio.run(look, other)
+    for nothing in (None, "", SECRET):
+        with pytest.raises(KeyMissing):
+            anyio.run(look, nothing)
+    assert anyio.run(look, f"Bearer {SECRET}") == key
+    world.stores.access.revoke_key(key.id, at=world.clock.now())
+    with pytest.raises(KeyRevoked):
+        anyio.run(look, f"Bearer {SECRET}")
 
 
 def test_a_key_expires_at_the_moment_that_was_said(world: World) -> None:

@@ -84,7 +84,8 @@ class DrainingServer:
         if tasks:
             log.warning("gateway.drain_ended", cut_short=len(tasks))
         with anyio.move_on_after(CLOSE_S):
-            while tasks:
+            # One that was cancelled before its first step stays among them.
+            while not all(task.done() for task in tasks):
                 await anyio.sleep(LOOK_AGAIN_S)
 
     def _tell_date(self) -> None:

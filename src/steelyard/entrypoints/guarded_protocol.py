@@ -26,6 +26,7 @@ from steelyard.entrypoints.openai_api.error_answer import (
 )
 from steelyard.entrypoints.openai_api.http_client import STATUS_LINES, HttpClient
 from steelyard.errors import Refusal
+from steelyard.gateway.key_directory import GivenBefore
 from steelyard.gathered_writes import GatheredWrites
 
 log = structlog.get_logger()
@@ -65,6 +66,7 @@ class GuardedProtocol(asyncio.Protocol):
 
     def __init__(self, serving: Serving) -> None:
         self._serving = serving
+        self.given_before = GivenBefore()
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", None)
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -82,6 +84,7 @@ class GuardedProtocol(asyncio.Protocol):
         self._reading: HttpClient | None = None
         self._running: HttpClient | None = None
         self._waiting: deque[HttpClient] = deque()
+        self._task: asyncio.Task[None] | None = None
         self._is_last = False
         self._is_paused = False
         self._can_write: asyncio.Event | None = None
@@ -270,27 +273,33 @@ class GuardedProtocol(asyncio.Protocol):
 
     def _start(self, client: HttpClient) -> None:
         self._running = client
-        tasks = self._serving.tasks
-        task = self._loop.create_task(self._run(client))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        self._task = self._loop.create_task(self._run(client))
+        self._serving.tasks.add(self._task)
 
     async def _run(self, client: HttpClient) -> None:
         """Let the application answer; one that does not is hung up on."""
+        # Before it is over, the next one on this connection may have begun.
+        task = self._task
+        assert task is not None, "it runs in a task"
         try:
             await self._serving.answer(client)
         except Exception:
             log.exception("connection.broke", path=client.path)
         finally:
+            # Here, for a callback of the loop takes longer.
+            self._serving.tasks.discard(task)
             # Also when the process stops, and the answer is cut short.
             if not client.is_answered and not client.has_left:
-                client.is_kept_alive = False
-                if client.has_started:
-                    client.write_beginning()
-                    self._running = None
-                    self._close()
-                else:
-                    await client.answer(error_body(InternalError()), {}, status=500)
+                await self._break_off(client)
+
+    async def _break_off(self, client: HttpClient) -> None:
+        client.is_kept_alive = False
+        if client.has_started:
+            client.write_beginning()
+            self._running = None
+            self._close()
+        else:
+            await client.answer(error_body(InternalError()), {}, status=500)
 
     def _close(self) -> None:
         """What was written leaves before."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hmac import compare_digest
 from typing import Final
 
 from steelyard.access.virtual_key import (
@@ -23,6 +24,18 @@ SecretsByHash = Mapping[str, KeySecret]
 
 
 @dataclass(slots=True)
+class GivenBefore:
+    """The Authorization header that came last over a connection, and the hash of the secret in it:
+    clients give the same with every request, and hashing is half of finding the key."""
+
+    authorization: str = ""
+    secret_hash: str = ""
+
+    def is_same(self, authorization: str) -> bool:
+        return authorization.isascii() and compare_digest(authorization, self.authorization)
+
+
+@dataclass(slots=True)
 class KeyDirectory:
     """Looks keys up by the keyed hash of their secret."""
 
@@ -33,11 +46,12 @@ class KeyDirectory:
     pepper: bytes
     clock: Clock
 
-    async def find(self, authorization: str | None) -> VirtualKey:
+    async def find(
+        self, authorization: str | None, *, before: GivenBefore | None = None
+    ) -> VirtualKey:
         """The live key of an Authorization header; raises KeyMissing, KeyUnknown, KeyRevoked or
-        KeyExpired."""
-        given = _secret_in(authorization)
-        secret_hash = hash_secret(given, pepper=self.pepper)
+        KeyExpired. What was given `before` over the same connection is not hashed again."""
+        secret_hash = self._hash_in(authorization, before)
         secret = self.snapshot.copy.get(secret_hash)
         if secret is None:
             # It may have been made a moment ago.
@@ -54,9 +68,19 @@ class KeyDirectory:
             raise KeyExpired(f"the key {key.name!r} has expired; ask for a new one")
         return key
 
+    def _hash_in(self, authorization: str | None, before: GivenBefore | None) -> str:
+        if authorization is None:
+            raise KeyMissing
+        if before is not None and before.is_same(authorization):
+            return before.secret_hash
+        secret_hash = hash_secret(_secret_in(authorization), pepper=self.pepper)
+        if before is not None and authorization.isascii():
+            before.authorization, before.secret_hash = authorization, secret_hash
+        return secret_hash
 
-def _secret_in(authorization: str | None) -> str:
-    if authorization is None or not authorization.lower().startswith(BEARER):
+
+def _secret_in(authorization: str) -> str:
+    if not authorization.lower().startswith(BEARER):
         raise KeyMissing
     secret = authorization[len(BEARER) :].strip()
     # What cannot be a key of ours is not worth a look into the books.

@@ -125,12 +125,12 @@ class GatewayApplication:
 
     async def _route(self, client: HttpClient, request_id: str) -> None:
         method = client.method
-        path, _ = path_and_model(client.path)
+        path, model = path_and_model(client.path)
         surface = SERVED.get(path)
         if surface is not None:
             client.errors = surface.errors
             _expect(method, "POST")
-            await self._serve(client, request_id)
+            await self._serve(surface, client, request_id, model=model)
         elif path in COUNTED:
             client.errors = COUNTED[path].errors
             _expect(method, "POST")
@@ -160,44 +160,62 @@ class GatewayApplication:
     async def _find_key(self, client: HttpClient) -> VirtualKey:
         """The key of a request, if it may come from where it comes from."""
         parts = self._running_parts()
-        key = await parts.keys.find(authorization_of(client.headers))
+        key = await parts.keys.find(authorization_of(client.headers), before=client.given_before)
         parts.limits.check_address(
             key, lambda: client_address(_peer_and_headers(client), trusted=self._trusted_proxies)
         )
         return key
 
-    async def _serve(self, client: HttpClient, request_id: str) -> None:
-        parts, (path, model) = self._running_parts(), path_and_model(client.path)
+    async def _serve(
+        self,
+        surface: Surface | FormSurface,
+        client: HttpClient,
+        request_id: str,
+        *,
+        model: str | None,
+    ) -> None:
+        parts = self._running_parts()
         key = await self._find_key(client)
-        asked, body = await self._read(SERVED[path], client)
+        asked, body = await self._read(surface, client)
         if "cache-control" in client.headers:
             asked = replace(asked, cache_control=client.headers["cache-control"])
         if model is not None and asked.model is None:
             asked = replace(asked, model=model)
-        name = read_key(client.headers)
-        if name is None:
-            await self._serve_in_turn(asked, key, client, request_id)
+        if (name := read_key(client.headers)) is not None:
+            path, _ = path_and_model(client.path)
+            digest = digest_request(path.encode() + b"\n" + body)
+            await self._serve_once(asked, key, client, request_id, name=name, digest=digest)
+        elif (session := read_session(client.headers)) is not None:
+            await self._serve_in_turn(asked, key, client, request_id, session=session)
         else:
-            kept = replace(asked, is_repeatable=True)
-            await parts.idempotency.serve_once(
-                Place(key.id, name),
-                client,
-                lambda remembering: serve(
-                    parts.gateway, kept, key, remembering, request_id=request_id
-                ),
-                digest=digest_request(path.encode() + b"\n" + body),
-            )
+            await serve(parts.gateway, asked, key, client, request_id=request_id)
         if asked.is_streamed and client.has_started:
             await client.finish()
 
-    async def _serve_in_turn(
-        self, asked: Asked, key: VirtualKey, client: HttpClient, request_id: str
+    async def _serve_once(
+        self,
+        asked: Asked,
+        key: VirtualKey,
+        client: HttpClient,
+        request_id: str,
+        *,
+        name: str,
+        digest: str,
     ) -> None:
-        """Serve a request; one of an editor session ends when a newer one of it comes."""
-        parts, session = self._running_parts(), read_session(client.headers)
-        if session is None:
-            await serve(parts.gateway, asked, key, client, request_id=request_id)
-            return
+        """Serve a request that may come again under the same name; it is answered as before then."""
+        parts, kept = self._running_parts(), replace(asked, is_repeatable=True)
+        await parts.idempotency.serve_once(
+            Place(key.id, name),
+            client,
+            lambda remembering: serve(parts.gateway, kept, key, remembering, request_id=request_id),
+            digest=digest,
+        )
+
+    async def _serve_in_turn(
+        self, asked: Asked, key: VirtualKey, client: HttpClient, request_id: str, *, session: str
+    ) -> None:
+        """Serve a request of an editor session, which ends when a newer one of it comes."""
+        parts = self._running_parts()
         with parts.sessions.turn(key.id, session, client) as turn:
             is_answered = await serve(parts.gateway, asked, key, turn, request_id=request_id)
         if turn.is_superseded and not is_answered:

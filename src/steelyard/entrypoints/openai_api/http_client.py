@@ -13,6 +13,7 @@ from steelyard.entrypoints.openai_api.error_answer import BodyTooLarge, RequestT
 from steelyard.entrypoints.openai_api.error_shape import ErrorShape
 from steelyard.entrypoints.openai_api.surfaces import OPENAI
 from steelyard.errors import SteelyardError
+from steelyard.gateway.key_directory import GivenBefore
 from steelyard.gateway.refusals import InvalidRequest
 from steelyard.gateway.relay import ClientLeft, UpstreamRefused
 
@@ -30,6 +31,8 @@ RawHeaders = Sequence[tuple[bytes, bytes]]
 
 class Line(Protocol):
     """The connection that a request came over."""
+
+    given_before: GivenBefore
 
     @property
     def date_line(self) -> str:
@@ -121,6 +124,11 @@ class HttpClient:
     @property
     def peer(self) -> tuple[str, int] | None:
         return self._line.peer
+
+    @property
+    def given_before(self) -> GivenBefore:
+        """What the request before it on its connection had to say who asks."""
+        return self._line.given_before
 
     def feed(self, piece: bytes) -> None:
         """A part of the body has come."""
