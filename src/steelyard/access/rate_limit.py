@@ -6,12 +6,12 @@ Time is counted in ticks, so that a window stays small however much is asked. A 
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 import msgspec
 
-from steelyard.access.limits import CountedPlace
+from steelyard.access.limits import CountedPlace, LimitSet
 from steelyard.errors import Refusal
 
 TICKS_PER_S: Final = 10
@@ -217,16 +217,16 @@ class LocalCounts:
         return {place: window.at_once for place, window in self._windows.items() if window.at_once}
 
     def _refuse(self, place: CountedPlace, window: _Window, tokens: int, now: int) -> None:
-        limits = place.limits
-        most = self._share(limits.requests_per_minute)
+        limits = self._share_of(place.limits)
+        most = limits.requests_per_minute
         if most is not None and window.requests + 1 > most:
             wait_s = window.wait_s("requests", window.requests + 1 - most, now=now)
             raise self._limited(place, "requests", tokens, wait_s)
-        most = self._share(limits.tokens_per_minute)
+        most = limits.tokens_per_minute
         if most is not None and window.tokens + tokens > most:
             wait_s = window.wait_s("tokens", window.tokens + tokens - most, now=now)
             raise self._limited(place, "tokens", tokens, wait_s)
-        most = self._share(limits.requests_at_once)
+        most = limits.requests_at_once
         if most is not None and window.at_once + 1 > most:
             raise self._limited(place, "at_once", tokens, AT_ONCE_RETRY_S)
 
@@ -242,26 +242,22 @@ class LocalCounts:
             share_of=self.share_of,
         )
 
-    def _share(self, limit: int | None) -> int | None:
-        if limit is None or self.share_of == 1:
-            return limit
-        return max(limit // self.share_of, min(limit, 1))
+    def _share_of(self, limits: LimitSet) -> LimitSet:
+        return limits if self.share_of == 1 else _divided(limits, self.share_of)
 
     def _allowances(
         self, places: Sequence[CountedPlace], windows: Sequence[_Window], now: int
     ) -> Allowances:
         requests = tokens = None
         for place, window in zip(places, windows, strict=True):
-            limits = place.limits
+            limits = self._share_of(place.limits)
             if limits.requests_per_minute is None and limits.tokens_per_minute is None:
                 continue
             # What was counted last leaves last.
             newest = window.ticks[-1].number + WINDOW_TICKS if window.ticks else now
             reset_s = (newest - now) / TICKS_PER_S
-            most = self._share(limits.requests_per_minute)
-            requests = tighter(requests, most, window.requests, reset_s)
-            most = self._share(limits.tokens_per_minute)
-            tokens = tighter(tokens, most, window.tokens, reset_s)
+            requests = tighter(requests, limits.requests_per_minute, window.requests, reset_s)
+            tokens = tighter(tokens, limits.tokens_per_minute, window.tokens, reset_s)
         return Allowances(requests, tokens)
 
     def _sweep(self, now: int) -> None:
@@ -271,6 +267,20 @@ class LocalCounts:
             window.advance(now)
         for place in [place for place, window in self._windows.items() if window.is_idle]:
             del self._windows[place]
+
+
+def _divided(limits: LimitSet, count: int) -> LimitSet:
+    """What one of so many allows."""
+
+    def share(limit: int | None) -> int | None:
+        return None if limit is None else max(limit // count, min(limit, 1))
+
+    return replace(
+        limits,
+        requests_per_minute=share(limits.requests_per_minute),
+        tokens_per_minute=share(limits.tokens_per_minute),
+        requests_at_once=share(limits.requests_at_once),
+    )
 
 
 def tighter(

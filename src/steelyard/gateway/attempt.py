@@ -197,9 +197,9 @@ async def _close(gateway: Gateway, attempt: Attempt) -> None:
 def _note(gateway: Gateway, attempt: Attempt, closed: Closed) -> None:
     admitted, meter = attempt.admitted, attempt.meter
     gateway.recent.add(admitted, closed)
-    at = gateway.clock.now()
-    gateway.requests.observe(admitted, closed, meter, at=at)
-    gateway.served.add(_served_line(attempt, closed, at=at))
+    at, tokens = gateway.clock.now(), (closed.usage.input_tokens, closed.usage.output_tokens)
+    gateway.requests.observe(admitted, closed, meter, tokens=tokens, at=at)
+    gateway.served.add(_served_line(attempt, closed, tokens=tokens, at=at))
     if gateway.audit is not None and not admitted.cache.is_hit:
         gateway.audit.observe(admitted, meter, end_cause=closed.end_cause)
 
@@ -228,8 +228,10 @@ def _seconds(retry_after: str | None) -> float:
         return 0.0
 
 
-def _served_line(attempt: Attempt, closed: Closed, *, at: datetime) -> ServedLine:
-    admitted = attempt.admitted
+def _served_line(
+    attempt: Attempt, closed: Closed, *, tokens: tuple[int, int], at: datetime
+) -> ServedLine:
+    admitted, (input_tokens, output_tokens) = attempt.admitted, tokens
     return ServedLine(
         request_id=admitted.opened.request_id,
         event_id=closed.event_id,
@@ -239,8 +241,8 @@ def _served_line(attempt: Attempt, closed: Closed, *, at: datetime) -> ServedLin
         endpoint=admitted.asked.endpoint,
         model=admitted.model.id,
         upstream=admitted.upstream.name,
-        input_tokens=closed.usage.input_tokens,
-        output_tokens=closed.usage.output_tokens,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         charged_picos=closed.total.picos,
         held_picos=admitted.hold.amount.picos,
         outcome=closed.end_cause,

@@ -125,6 +125,7 @@ async def opening_durable(admitted: Admitted, outbox: Outbox) -> None:
 def _rate(
     admitted: Admitted, meter: AnswerMeter, *, end_cause: EndCause, at: datetime
 ) -> tuple[Closed, EventDraft]:
+    hold = admitted.hold
     charged = charged_usage(
         end_cause,
         reported=meter.reported,
@@ -135,8 +136,8 @@ def _rate(
     kept = (meter.reported or NO_USAGE) if end_cause == "cache_hit" else None
     saved = charge_for(kept, admitted.pinned)[1].total if kept is not None else None
     draft = close_draft(
-        held_by(admitted.hold),
-        admitted.hold.opened.encode(),
+        held_by(hold),
+        hold.opened.encode(),
         admitted.opened,
         usage=usage,
         raw_usage=meter.raw_usage,
@@ -148,5 +149,5 @@ def _rate(
         ended_at=write_timestamp(at),
         saved=saved,
     )
-    closed = Closed(admitted.hold.id, usage, charge, end_cause, kept, saved)
+    closed = Closed(hold.id, usage, charge, end_cause, kept, saved)
     return closed, draft

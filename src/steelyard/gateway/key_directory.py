@@ -32,7 +32,8 @@ class GivenBefore:
     secret_hash: str = ""
 
     def is_same(self, authorization: str) -> bool:
-        return authorization.isascii() and compare_digest(authorization, self.authorization)
+        is_there = bool(self.secret_hash) and authorization.isascii()
+        return is_there and compare_digest(authorization, self.authorization)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 """The most that a request may use, what that costs, and what is said where money does not reach."""
 
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -30,6 +31,10 @@ from steelyard.metering.usage import (
 from steelyard.money import Money
 from steelyard.pricing.price_book import PriceNotFound
 
+# Tokens that are not text, and may cost more.
+_OTHER_INPUT: Final = (INPUT_AUDIO_TOKENS, INPUT_IMAGE_TOKENS)
+_OTHER_OUTPUT: Final = (OUTPUT_AUDIO_TOKENS, OUTPUT_IMAGE_TOKENS)
+
 
 class Bound(msgspec.Struct, frozen=True):
     """The tokens that a request may use at most, all choices together; `is_exact` where the prompt
@@ -55,7 +60,8 @@ class Bound(msgspec.Struct, frozen=True):
     @property
     def tokens_max(self) -> int:
         """What it may use of a budget of tokens."""
-        return self.input_tokens + self.output_tokens + tokens_within(self.counts_max or {})
+        tokens = self.input_tokens + self.output_tokens
+        return tokens if self.counts_max is None else tokens + tokens_within(self.counts_max)
 
 
 def bound_of(
@@ -141,13 +147,14 @@ def highest_cost_of(bound: Bound, pinned: PinnedPrices) -> Money:
         counts_max[OUTPUT_TEXT] = bound.output_tokens
     if CALL in prices:
         counts_max[CALL] = 1
-    for meter, count in (
-        (ITEM, bound.item_count),
-        (INPUT_AUDIO_TOKENS, bound.extra_tokens),
-        (INPUT_IMAGE_TOKENS, bound.extra_tokens),
-        (OUTPUT_AUDIO_TOKENS, bound.output_tokens),
-        (OUTPUT_IMAGE_TOKENS, bound.output_tokens),
+    if bound.item_count and ITEM in prices:
+        counts_max[ITEM] = bound.item_count
+    for meters, count in (
+        (_OTHER_INPUT, bound.extra_tokens),
+        (_OTHER_OUTPUT, bound.output_tokens),
     ):
-        if count and meter in prices:
-            counts_max[meter] = count
+        if count:
+            for meter in meters:
+                if meter in prices:
+                    counts_max[meter] = count
     return highest_charge_within(counts_max, prices=prices, currency=pinned.currency)

@@ -17,7 +17,7 @@ class RequestCounting:
 
     counts: RequestCounts
     tokens_used: int | None = 0
-    _counted: dict[str, Counted] = field(default_factory=dict[str, Counted])
+    _counted: dict[str, Counted] = field(default_factory=dict)
 
     @property
     def allowances(self) -> Allowances:

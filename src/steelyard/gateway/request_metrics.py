@@ -93,17 +93,24 @@ class RequestMetrics:
         del self.in_flight[admitted.hold.id]
 
     def observe(
-        self, admitted: Admitted, closed: Closed, meter: AnswerMeter, *, at: datetime
+        self,
+        admitted: Admitted,
+        closed: Closed,
+        meter: AnswerMeter,
+        *,
+        tokens: tuple[int, int],
+        at: datetime,
     ) -> None:
-        """An attempt was closed, and its event is durable."""
-        model, admitted_at = admitted.model, admitted.pinned.at
+        """An attempt was closed, and its event is durable; it read and wrote so many tokens."""
+        model, admitted_at, total = admitted.model, admitted.pinned.at, closed.total
+        input_tokens, output_tokens = tokens
         self._attempts[model.upstream, closed.end_cause] += 1
-        self._charged[closed.total.currency] += closed.total.picos
+        self._charged[total.currency] += total.picos
         of_model = self._models.get(model.id)
         if of_model is None:
             of_model = self._models[model.id] = _OfModel()
-        of_model.input_tokens.observe(closed.usage.input_tokens)
-        of_model.output_tokens.observe(closed.usage.output_tokens)
+        of_model.input_tokens.observe(input_tokens)
+        of_model.output_tokens.observe(output_tokens)
         of_model.duration.observe((at - admitted_at).total_seconds())
         if meter.first_token_at is not None:
             if of_model.first_token is None:

@@ -30,7 +30,7 @@ class AnswerMeter:
     is_kept: bool = False
     delivered_bytes: int = 0
     _digest: Any = field(default_factory=sha256)
-    _kept: list[bytes] = field(default_factory=list[bytes])
+    _kept: list[bytes] = field(default_factory=list)
 
     def report(self, usage: Usage, *, raw: bytes) -> None:
         """The upstream says that this is the usage up to now."""

@@ -144,7 +144,10 @@ class ModelPrices:
 
     def __contains__(self, meter: str) -> bool:
         """Whether something bears a meter."""
-        return self.bearer_of(meter) is not None
+        try:
+            return self._bearers[meter] is not None
+        except KeyError:
+            return self.bearer_of(meter) is not None
 
     def bearer_of(self, meter: str) -> str | None:
         """The name in prices or formulas that bears a meter: its own, or else that of the meter it

@@ -34,8 +34,9 @@ class CircuitBreaker:
     @property
     def allows(self) -> bool:
         """Whether a request may go through now."""
-        state = self.state
-        return state == "closed" or (state == "half_open" and not self._has_trial)
+        if self._open_until is None:
+            return True
+        return self.monotonic() >= self._open_until and not self._has_trial
 
     @property
     def opens_in_s(self) -> float:

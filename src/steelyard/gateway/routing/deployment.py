@@ -66,7 +66,10 @@ class RoutedModel:
 
     def takes(self, paths: Collection[str]) -> bool:
         """Whether any deployment takes work at one of these paths."""
-        return any(not each.paths.isdisjoint(paths) for each in self.deployments)
+        for each in self.deployments:  # noqa: SIM110  # A generator takes longer.
+            if not each.paths.isdisjoint(paths):
+                return True
+        return False
 
     def choose(
         self, paths: Collection[str], *, without: Collection[Deployment]
@@ -80,8 +83,8 @@ class RoutedModel:
             for each in self.deployments
             if each.is_ready and each not in without and not each.paths.isdisjoint(paths)
         ]
-        if not ready:
-            return None
+        if len(ready) <= 1:
+            return ready[0] if ready else None
         ready = [each for each in ready if each.is_up] or ready
         if self.choice == "least_busy":
             least = min((each.open_count + 1) / each.weight for each in ready)
@@ -90,8 +93,6 @@ class RoutedModel:
 
 
 def _take_turn(ready: Sequence[Deployment]) -> Deployment:
-    if len(ready) == 1:
-        return ready[0]
     for each in ready:
         each.turn += each.weight
     chosen = max(ready, key=lambda each: each.turn)

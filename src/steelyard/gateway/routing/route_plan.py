@@ -45,8 +45,8 @@ class RoutePlan:
     _position: int = 0
     _attempts: int = 0
     _waits: int = 0
-    _tried: set[Deployment] = field(default_factory=set[Deployment])
-    _given_up: set[Deployment] = field(default_factory=set[Deployment])
+    _tried: list[Deployment] = field(default_factory=list)
+    _given_up: list[Deployment] = field(default_factory=list)
     _began_s: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class RoutePlan:
         """The next try, or None where it was the last."""
         model = step.model
         if trouble.is_lasting:
-            self._given_up.add(step.deployment)
+            self._given_up.append(step.deployment)
         if self.monotonic() - self._began_s > model.retries.within_s:
             return None
         if self._attempts < model.retries.attempts_max:
@@ -113,7 +113,7 @@ class RoutePlan:
         again: TriedAgain | None = None,
     ) -> RouteStep:
         self._attempts += 1
-        self._tried.add(deployment)
+        self._tried.append(deployment)
         return RouteStep(model, deployment, wait_s, again)
 
     def _nothing(self) -> UpstreamUnavailable:

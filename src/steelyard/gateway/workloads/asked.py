@@ -208,6 +208,8 @@ def digest_request(body: bytes) -> str:
 
 
 def count_utf8_bytes(text: str, *, parameter: str) -> int:
+    if text.isascii():
+        return len(text)
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:
