@@ -101,6 +101,8 @@ class _Window:
     requests: int = 0
     tokens: int = 0
     at_once: int = 0
+    # What this process allows of which limits, where it has a share of them.
+    share: tuple[LimitSet, LimitSet] | None = None
 
     def advance(self, now: int) -> None:
         """Forget what is older than a minute."""
@@ -217,7 +219,7 @@ class LocalCounts:
         return {place: window.at_once for place, window in self._windows.items() if window.at_once}
 
     def _refuse(self, place: CountedPlace, window: _Window, tokens: int, now: int) -> None:
-        limits = self._share_of(place.limits)
+        limits = self._allowed(place, window)
         most = limits.requests_per_minute
         if most is not None and window.requests + 1 > most:
             wait_s = window.wait_s("requests", window.requests + 1 - most, now=now)
@@ -242,15 +244,21 @@ class LocalCounts:
             share_of=self.share_of,
         )
 
-    def _share_of(self, limits: LimitSet) -> LimitSet:
-        return limits if self.share_of == 1 else _divided(limits, self.share_of)
+    def _allowed(self, place: CountedPlace, window: _Window) -> LimitSet:
+        """The limits of a place, or this process's share of them, which is found once."""
+        if self.share_of == 1:
+            return place.limits
+        share = window.share
+        if share is None or share[0] is not place.limits:
+            share = window.share = place.limits, _divided(place.limits, self.share_of)
+        return share[1]
 
     def _allowances(
         self, places: Sequence[CountedPlace], windows: Sequence[_Window], now: int
     ) -> Allowances:
         requests = tokens = None
         for place, window in zip(places, windows, strict=True):
-            limits = self._share_of(place.limits)
+            limits = self._allowed(place, window)
             if limits.requests_per_minute is None and limits.tokens_per_minute is None:
                 continue
             # What was counted last leaves last.
