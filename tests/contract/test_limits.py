@@ -7,8 +7,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from steelyard.access.limits import LimitMalformed, LimitScope, LimitSet
-from steelyard.access.rate_limit import RateLimited
+from steelyard.access.limits import CountedPlace, LimitMalformed, LimitScope, LimitSet
+from steelyard.access.rate_limit import LocalCounts, RateLimited
 from steelyard.access.virtual_key import (
     KeyExpired,
     KeyMissing,
@@ -302,6 +302,24 @@ def test_a_revoked_key_is_dead_before_all_keys_have_been_read_again(world: World
 
     with pytest.raises(KeyRevoked):
         anyio.run(look)
+
+
+def test_a_share_is_of_the_limit_in_force() -> None:
+    counts = LocalCounts(lambda: 0.0, share_of=2)
+
+    def ask(limits: LimitSet) -> int:
+        place = CountedPlace("key", "laptop", limits)
+        remaining = counts.count_now([place], tokens=1).allowances.requests
+        assert remaining is not None, "there is a limit"
+        return remaining.remaining
+
+    before, after = LimitSet(requests_per_minute=4), LimitSet(requests_per_minute=7)
+    assert [ask(before), ask(before)] == [1, 0]
+    with pytest.raises(RateLimited, match="one in 2"):
+        ask(before)
+    assert ask(after) == 0
+    with pytest.raises(RateLimited):
+        ask(after)
 
 
 def test_what_a_connection_gave_before_opens_nothing_else(world: World) -> None:

@@ -15,11 +15,14 @@ MESSAGES_ENDPOINT: Final = "/v1/messages"
 def limit_headers(allowances: Allowances) -> dict[str, str]:
     """Limit, remainder and reset of requests and tokens, where there is a limit."""
     headers: dict[str, str] = {}
-    for name, allowance in (("requests", allowances.requests), ("tokens", allowances.tokens)):
-        if allowance is not None:
-            headers[f"x-ratelimit-limit-{name}"] = str(allowance.limit)
-            headers[f"x-ratelimit-remaining-{name}"] = str(allowance.remaining)
-            headers[f"x-ratelimit-reset-{name}"] = write_wait(allowance.reset_s)
+    if (requests := allowances.requests) is not None:
+        headers["x-ratelimit-limit-requests"] = str(requests.limit)
+        headers["x-ratelimit-remaining-requests"] = str(requests.remaining)
+        headers["x-ratelimit-reset-requests"] = write_wait(requests.reset_s)
+    if (tokens := allowances.tokens) is not None:
+        headers["x-ratelimit-limit-tokens"] = str(tokens.limit)
+        headers["x-ratelimit-remaining-tokens"] = str(tokens.remaining)
+        headers["x-ratelimit-reset-tokens"] = write_wait(tokens.reset_s)
     return headers
 
 
