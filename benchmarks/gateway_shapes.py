@@ -1,5 +1,6 @@
 """This gateway under other shapes of load: many paced streams, two processes, hours of it."""
 
+import os
 import shutil
 import statistics
 import time
@@ -8,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tests.valkey_server import ValkeyServer
 
 from benchmarks.gateway_targets import (
@@ -79,9 +81,9 @@ def paced_streams(folder: Path, upstream: Target, *, say: Say) -> dict[str, Any]
 def two_processes(folder: Path, *, seconds: float, say: Say) -> dict[str, Any]:
     """Two gateways on two cores against one on one, in turn, limits shared in Valkey.
 
-    The load and the upstream share the cores, so the processor time of the gateways says what two
-    cores of their own would carry. What the machine gives varies within a minute: each ratio is of
-    two loads that follow each other, and what is told is the median.
+    The load, the upstream, Valkey and the worker share the cores: one core has the one gateway and
+    all of them, two have the two and all of them. What the machine gives varies within a minute:
+    each ratio is of two loads that follow each other, and what is told is the median.
     """
     program = shutil.which("valkey-server") or shutil.which("redis-server")
     if program is None:
@@ -95,8 +97,12 @@ def two_processes(folder: Path, *, seconds: float, say: Say) -> dict[str, Any]:
             our_gateway(folder / "one", upstream, cores=two_cores[:1], **shared) as one,
             our_gateway(folder / "two", upstream, cores=two_cores, **shared) as two,
         ):
+            beside = [*upstream.processes, valkey.running()]
             pairs = [
-                (_ask_all(one.targets, seconds=seconds), _ask_all(two.targets, seconds=seconds))
+                (
+                    _ask_all(one, beside, cores=BOTH_CORES[:1], seconds=seconds),
+                    _ask_all(two, beside, cores=BOTH_CORES, seconds=seconds),
+                )
                 for _ in range(PAIRS)
             ]
             admitted = _ask_limited(two)
@@ -107,7 +113,7 @@ def two_processes(folder: Path, *, seconds: float, say: Say) -> dict[str, Any]:
     walls = sorted(both[0] / alone[0] for alone, both in pairs)
     cpus = sorted(2 * alone[1] / both[1] for alone, both in pairs)
     wall, cpu = statistics.median(walls), statistics.median(cpus)
-    say(f"two processes: x {wall:.2f} on two cores with the load on them, x {cpu:.2f} by CPU time")
+    say(f"two processes: x {wall:.2f}, with the load on their cores; x {cpu:.2f} by CPU time")
     return {
         "two_process_ratio": round(wall, 2),
         "two_process_ratio_min_max": [round(walls[0], 2), round(walls[-1], 2)],
@@ -119,18 +125,25 @@ def two_processes(folder: Path, *, seconds: float, say: Say) -> dict[str, Any]:
     }
 
 
-def _ask_all(targets: Sequence[Target], *, seconds: float) -> tuple[float, float]:
-    """Requests a second of all at once, and milliseconds of CPU for each. Each has as many
-    connections as one alone: what a turn of its loop gathers depends on them."""
-    words = ("--connections", "64")
+def _ask_all(
+    ours: Ours, beside: Sequence[psutil.Process], *, cores: Sequence[int], seconds: float
+) -> tuple[float, float]:
+    """Requests a second of all at once, and milliseconds of CPU for each. The load of each gateway
+    is on its own core, and whatever they share on any of theirs. Each has as many connections as
+    one alone: what a turn of its loop gathers depends on them."""
+    words, targets = ("--connections", "64"), ours.targets
+    for process in (*beside, ours.worker, *ours.worker.children(recursive=True)):
+        for thread in process.threads():
+            os.sched_setaffinity(thread.id, cores)
     with ExitStack() as running:
         for target in targets:
             running.enter_context(target.running())
-        for target in targets:
-            target.ask(*words, seconds=1.0, cores=BOTH_CORES)
+        for target, core in zip(targets, cores, strict=True):
+            target.ask(*words, seconds=1.0, cores=(core,))
         before_s = sum(target.cpu_s() for target in targets)
         asking = [
-            target.start_asking(*words, seconds=seconds, cores=BOTH_CORES) for target in targets
+            target.start_asking(*words, seconds=seconds, cores=(core,))
+            for target, core in zip(targets, cores, strict=True)
         ]
         seen = [target.end_asking(one) for target, one in zip(targets, asking, strict=True)]
         spent_s = sum(target.cpu_s() for target in targets) - before_s

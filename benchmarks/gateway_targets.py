@@ -272,6 +272,7 @@ class Ours:
 
     environment: dict[str, str]
     targets: list[Target] = field(default_factory=list[Target])
+    worker: psutil.Process = field(init=False)
 
     def check_books(self) -> int:
         """Every answer that the load got must be in the books, once, at its price."""
@@ -323,7 +324,7 @@ def our_gateway(
             running = started(command, cores=on, log=log, environment=environment)
             return stack.enter_context(running), log
 
-        start("worker", "worker", on=(OTHER_CORE,))
+        ours.worker, _ = start("worker", "worker", on=(OTHER_CORE,))
         for number, on in enumerate(cores, start=1):
             name, port = f"gateway-{number}", free_port()
             process, log = start(name, "gateway", "--name", name, "--port", str(port), on=on)

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import psutil
 import pytest
 import redis
 
@@ -51,6 +52,10 @@ class ValkeyServer:
                 assert time.monotonic() < deadline, "Valkey does not start"
                 time.sleep(0.02)
         client.close()
+
+    def running(self) -> psutil.Process:
+        assert self.process is not None, "it was started"
+        return psutil.Process(self.process.pid)
 
     def stop(self) -> None:
         if self.process is not None:
