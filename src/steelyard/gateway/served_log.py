@@ -52,7 +52,9 @@ class ServedLog:
 
     def add(self, line: ServedLine) -> None:
         if not self._lines:
-            asyncio.get_running_loop().call_soon(self.flush)
+            # What is written to clients now leaves in the next pass, and nobody waits for a line.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self.flush)
         self._lines.append(line)
 
     def flush(self) -> None:
